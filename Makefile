@@ -1,0 +1,72 @@
+# Everything here makes its own `.venv` first; nothing needs to be installed by hand but Python 3.11+ with venv.
+#   make demo   ARGS="--headless --json"     the whole story on real input
+#   make test   ARGS="-k sketch"             the tests
+#   make check                               style, types, import rules, generated documents
+#   make check-wheel                         the built package, as a device gets it
+#   make mutants                             take safeguards out one by one; the simulation must notice
+#   make lock                                write requirements/*.txt anew (needs `uv`)
+# PYTHON=python3.12 picks the interpreter; ARGS is passed on.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check check-wheel mutants lock clean
+.PHONY: check-style check-format check-types check-imports check-lock check-docs
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+venv:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: expected Python 3.11 or newer as '$(PYTHON)', found nothing of that name." >&2; \
+	  echo "      On Debian: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" tools/venv.py >&2
+
+# Data goes to stdout and everything else to stderr, so that the last line of `--json` stays the last line.
+demo: venv
+	@$(BIN)/skerry demo $(ARGS)
+
+test: venv
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: venv
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going \
+	  check-types check-style check-format check-imports check-lock check-docs
+	@echo "check: all good"
+
+check-style:
+	@$(BIN)/ruff check .
+
+check-format:
+	@$(BIN)/ruff format --check .
+
+check-types:
+	@$(BIN)/mypy
+
+check-imports:
+	@$(BIN)/lint-imports --no-logo
+
+check-lock:
+	@$(BIN)/python tools/lock.py --check
+
+# Each tools/generate_*.py writes one document; with --check it only says whether the one in the tree is current.
+check-docs:
+	@for tool in $(wildcard tools/generate_*.py); do $(BIN)/python "$$tool" --check || exit 1; done
+
+check-wheel: venv
+	@$(BIN)/python tools/check_wheel.py
+
+mutants: venv
+	@$(BIN)/python -m tests.flows.mutants $(ARGS)
+
+lock:
+	@"$(PYTHON)" tools/lock.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

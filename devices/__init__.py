@@ -1,0 +1,1 @@
+"""Device profiles, and many devices at once: the simulator and the demonstration."""
