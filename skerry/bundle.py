@@ -1,0 +1,237 @@
+"""Bundles: OCI artifacts, as a file an OCI image layout in a tar.
+
+    oci-layout                 {"imageLayoutVersion": "1.0.0"}
+    index.json                 one descriptor: the OCI manifest
+    blobs/sha256/<hex>         OCI manifest, config (the Skerry manifest), layers
+
+The bundle's name is the digest of its OCI manifest. Names, order, modes and times
+in the tar are fixed, so equal content is an equal file. Reading refuses everything
+else: other names, links, duplicates, sizes beyond the limit, blobs whose digest is
+not their name, blobs that the manifest does not list.
+
+Source: OCI image specification 1.1, image-layout.md and manifest.md.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+import msgspec
+
+from skerry.canonical import check_digest, from_json, sha256, to_json
+from skerry.errors import FormatError
+from skerry.manifest import Manifest
+
+__all__ = [
+    "ARTIFACT_TYPE",
+    "CONFIG_TYPE",
+    "Bundle",
+    "Descriptor",
+    "OciManifest",
+    "oci_manifest",
+    "parse_oci_manifest",
+    "read_bundle",
+    "write_bundle",
+]
+
+ARTIFACT_TYPE: Final = "application/vnd.skerry.bundle.v1"
+CONFIG_TYPE: Final = "application/vnd.skerry.manifest.v1+json"
+LAYER_TYPE: Final = "application/octet-stream"
+MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+MAX_FILES: Final = 64
+MAX_BUNDLE_BYTES: Final = 4 << 30
+MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A blob: media type, digest and size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    artifact_type: str = ""
+    annotations: dict[str, str] = {}
+
+
+class OciManifest(msgspec.Struct, frozen=True, rename="camel"):
+    """An OCI image manifest as Skerry writes it."""
+
+    schema_version: int
+    media_type: str
+    artifact_type: str
+    config: Descriptor
+    layers: list[Descriptor]
+    annotations: dict[str, str]
+
+
+class _Index(msgspec.Struct, frozen=True, rename="camel"):
+    schema_version: int
+    media_type: str
+    manifests: list[Descriptor]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose every digest was checked.
+
+    Attributes:
+        digest: of the OCI manifest; the bundle's name.
+        oci: the OCI manifest's bytes.
+        config: the Skerry manifest's bytes.
+        manifest: the Skerry manifest.
+        blobs: digest -> bytes of every layer.
+    """
+
+    digest: str
+    oci: bytes
+    config: bytes
+    manifest: Manifest
+    blobs: Mapping[str, bytes]
+
+
+def oci_manifest(config: bytes, layers: Mapping[str, bytes]) -> bytes:
+    """Return the OCI manifest of a config blob and named layers.
+
+    Args:
+        config: canonical JSON of the Skerry manifest.
+        layers: file name -> bytes.
+    """
+    manifest = from_json(config, Manifest)
+    return to_json(
+        OciManifest(
+            schema_version=2,
+            media_type=MANIFEST_TYPE,
+            artifact_type=ARTIFACT_TYPE,
+            config=Descriptor(CONFIG_TYPE, sha256(config), len(config)),
+            layers=[
+                Descriptor(
+                    LAYER_TYPE,
+                    sha256(data),
+                    len(data),
+                    annotations={"org.opencontainers.image.title": name},
+                )
+                for name, data in sorted(layers.items())
+            ],
+            annotations={
+                "org.opencontainers.image.title": manifest.model,
+                "org.opencontainers.image.version": manifest.model_version,
+            },
+        )
+    )
+
+
+def parse_oci_manifest(data: bytes) -> OciManifest:
+    """Decode an OCI manifest and refuse one that is no Skerry bundle.
+
+    Raises:
+        FormatError: not JSON, another artifact type, malformed digests.
+    """
+    oci = from_json(data, OciManifest, limit=MAX_MANIFEST_BYTES)
+    if oci.artifact_type != ARTIFACT_TYPE or oci.config.media_type != CONFIG_TYPE:
+        raise FormatError(f"expected artifact type {ARTIFACT_TYPE}, got {oci.artifact_type[:80]!r}")
+    if len(oci.layers) > MAX_FILES:
+        raise FormatError(f"expected at most {MAX_FILES} layers, got {len(oci.layers)}")
+    for descriptor in (oci.config, *oci.layers):
+        check_digest(descriptor.digest)
+        if descriptor.size < 0 or descriptor.size > MAX_BUNDLE_BYTES:
+            raise FormatError(f"expected a blob size below {MAX_BUNDLE_BYTES}")
+    return oci
+
+
+def write_bundle(out: BinaryIO, config: bytes, layers: Mapping[str, bytes]) -> str:
+    """Write a bundle file and return its digest.
+
+    Args:
+        out: a binary stream.
+        config: canonical JSON of the Skerry manifest.
+        layers: file name -> bytes; equal bytes are stored once.
+    """
+    oci = oci_manifest(config, layers)
+    manifest = parse_oci_manifest(oci)
+    top = Descriptor(
+        MANIFEST_TYPE,
+        sha256(oci),
+        len(oci),
+        artifact_type=ARTIFACT_TYPE,
+        annotations={"org.opencontainers.image.ref.name": manifest.annotations[
+            "org.opencontainers.image.version"]},
+    )  # fmt: skip
+    index = to_json(_Index(2, INDEX_TYPE, [top]))
+    blobs = {sha256(data): data for data in (oci, config, *layers.values())}
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        _add(tar, "oci-layout", LAYOUT)
+        _add(tar, "index.json", index)
+        for digest, data in sorted(blobs.items()):
+            _add(tar, "blobs/sha256/" + digest.removeprefix("sha256:"), data)
+    return sha256(oci)
+
+
+def read_bundle(source: BinaryIO, *, limit_bytes: int = MAX_BUNDLE_BYTES) -> Bundle:
+    """Read a bundle file, checking every name, size and digest.
+
+    Raises:
+        FormatError: not a bundle, or damaged; the message says where.
+    """
+    try:
+        with tarfile.open(fileobj=source, mode="r:") as tar:
+            files = dict(_members(tar, limit_bytes))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise FormatError(
+            f"expected a bundle (a tar of an OCI image layout), got: {error}; copy or build it again"
+        ) from None
+    if files.pop("oci-layout", None) != LAYOUT or "index.json" not in files:
+        raise FormatError("expected oci-layout and index.json; this tar is no OCI image layout")
+    index = from_json(files.pop("index.json"), _Index, limit=MAX_MANIFEST_BYTES)
+    if len(index.manifests) != 1:
+        raise FormatError(f"expected one manifest in index.json, got {len(index.manifests)}")
+    blobs = {"sha256:" + name.removeprefix("blobs/sha256/"): data for name, data in files.items()}
+    digest = check_digest(index.manifests[0].digest)
+    oci_bytes = _take(blobs, digest, index.manifests[0].size)
+    oci = parse_oci_manifest(oci_bytes)
+    config = _take(blobs, oci.config.digest, oci.config.size)
+    layers = {d.digest: _take(blobs, d.digest, d.size) for d in oci.layers}
+    strangers = set(blobs) - set(layers) - {digest, oci.config.digest}
+    if strangers:
+        raise FormatError(f"blob {min(strangers)} is not listed in the manifest; build it again")
+    return Bundle(digest, oci_bytes, config, from_json(config, Manifest), layers)
+
+
+def _take(blobs: Mapping[str, bytes], digest: str, size: int) -> bytes:
+    data = blobs.get(digest)
+    if data is None or len(data) != size:
+        raise FormatError(f"expected blob {digest} of {size} bytes; it is missing or cut short")
+    if sha256(data) != digest:
+        raise FormatError(f"blob {digest} is damaged: its bytes hash to {sha256(data)}")
+    return data
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _members(tar: tarfile.TarFile, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+    seen: set[str] = set()
+    budget = limit_bytes
+    for member in tar:
+        name = member.name
+        known = name in {"oci-layout", "index.json"}
+        if not known:
+            check_digest("sha256:" + name.removeprefix("blobs/sha256/"))
+        if not member.isreg() or name in seen or len(seen) >= MAX_FILES + 4:
+            raise FormatError(f"unexpected entry {name[:120]!r} in the bundle; build it again")
+        seen.add(name)
+        budget -= member.size
+        if budget < 0:
+            raise FormatError(f"expected a bundle of at most {limit_bytes} bytes")
+        stream = tar.extractfile(member)
+        data = stream.read(member.size) if stream is not None else b""
+        if len(data) != member.size:
+            raise FormatError(f"entry {name[:120]!r} is cut short; copy the bundle again")
+        yield name, data

@@ -1,0 +1,1 @@
+"""The two small clients that customers import: predict, and consume telemetry."""

@@ -1,0 +1,170 @@
+"""The manifest: what a bundle says of itself, as the config blob of an OCI artifact.
+
+Everything the device, the fleet and a reader need: the variants in order of
+preference, the input and output schema, how a prediction is read from the output,
+the features that explain drift, and references by digest to the golden set, the
+baseline, the evaluation report and the card. No timing and no fact of the
+building host: the same recipe, lock and data give the same bytes.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from skerry.sketch import Column, ColumnSpec
+
+__all__ = [
+    "Baseline",
+    "BaselineColumn",
+    "Evaluation",
+    "FeatureSpec",
+    "FileRef",
+    "Golden",
+    "GoldenTensor",
+    "Lineage",
+    "Manifest",
+    "PredictionSpec",
+    "TensorSpec",
+    "Variant",
+]
+
+
+class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the bundle, by digest."""
+
+    digest: str
+    size_bytes: int
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input or output tensor; `datatype` as in the Open Inference Protocol (FP32)."""
+
+    name: str
+    datatype: str
+    shape: list[int]  # -1 is a dimension that the caller chooses
+    range: tuple[float, float] | None = None
+    class_names: list[str] = []
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """A metric's value, and on which instruction set and how many samples it was taken."""
+
+    metric: str
+    value: float
+    n: int
+    isa: str
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One runnable form of the version: precision x provider x hardware classes."""
+
+    id: str
+    file: FileRef
+    precision: Literal["fp32", "int8", "fp16", "int4"]
+    provider: str
+    hw_classes: list[str]  # ``any``, or prefixes of a device's hw_class
+    opset: int
+    min_agent: str
+    accuracy: Accuracy
+
+
+class PredictionSpec(msgspec.Struct, frozen=True):
+    """How one prediction is read from an output: the largest of a row, or its value."""
+
+    output: str
+    kind: Literal["argmax", "value"]
+
+
+class FeatureSpec(msgspec.Struct, frozen=True):
+    """A named summary of an input, by a function of `skerry.features`."""
+
+    name: str
+    kind: str
+    input: str
+
+
+class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the model came from."""
+
+    recipe: str  # digest of the recipe's bytes
+    model_file: str  # digest of the model as it was given
+    data: dict[str, str] = {}  # name -> file digest, or a reference such as dvc:...
+    run: str = ""
+    git_commit: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a bundle says of itself; encode it with `canonical.to_json`."""
+
+    model: str
+    model_version: str
+    variants: list[Variant]  # in order of preference
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    prediction: PredictionSpec
+    features: list[FeatureSpec]
+    golden: FileRef
+    baseline: FileRef
+    evaluation: FileRef
+    card: FileRef
+    lineage: Lineage
+    schema: int = 1
+
+
+class GoldenTensor(msgspec.Struct, frozen=True):
+    """A tensor of the golden set: little-endian raw `data` of that datatype and shape."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """Inputs and the outputs that every variant must give, in MessagePack.
+
+    `max_disagree` is the share of rows whose prediction may differ, `atol` the
+    largest difference of an output value, both derived from the measured spread.
+    """
+
+    inputs: list[GoldenTensor]
+    outputs: list[GoldenTensor]
+    max_disagree: float
+    atol: float
+
+
+class BaselineColumn(msgspec.Struct, frozen=True):
+    """One column of the baseline: how it is counted, and its counts."""
+
+    spec: ColumnSpec
+    counts: Column
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """Sketches of the training-like data, by column, in MessagePack.
+
+    Columns: one per feature, `prediction` (categorical, where the output is a
+    class), `confidence`, and `latency_us` (edges only, its counts are empty).
+    """
+
+    columns: dict[str, BaselineColumn]
+    n: int
+
+
+class CandidateReport(msgspec.Struct, frozen=True):
+    """What became of one candidate of the search."""
+
+    precision: str
+    size_bytes: int
+    accuracy: float | None
+    chosen: bool
+    reason: str
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """The evaluation report of a bundle: no timings, those go beside the bundle."""
+
+    metric: str
+    n: int
+    reference: float  # the fp32 model's value
+    candidates: list[CandidateReport]
