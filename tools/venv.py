@@ -88,19 +88,20 @@ def wanted() -> "tuple[str, str]":
 
 def rebuild() -> int:
     """Make the environment from nothing, with exactly what the lock names."""
-    say("setting up with Python {}.{}.{}; once, a minute or two".format(*sys.version_info[:3]))
+    say("setting up with Python {}.{}.{}, once; about a minute".format(*sys.version_info[:3]))
     if VENV.exists():
         shutil.rmtree(str(VENV))
     code = subprocess.call([sys.executable, "-m", "venv", str(VENV)])
     if code:
         return code
+    say("installing {} packages, pinned by hash".format(LOCK.read_text().count("==")))
     return pip("install", "--require-hashes", "--requirement", str(LOCK))
 
 
 def pip(*arguments: str) -> int:
-    """Run the environment's pip quietly; its errors go to the terminal as they are."""
+    """Run the environment's pip; its errors go to the terminal, its remarks nowhere."""
     python = str(VENV / "bin" / "python")
-    code = subprocess.call([python, "-m", "pip", "--quiet", "--no-input", *arguments])
+    code = subprocess.call([python, "-m", "pip", "-qq", "--no-input", *arguments])
     if code:
         say("pip failed (exit code {}); the lines above say why. Run again to resume.".format(code))
     return code
