@@ -7,6 +7,7 @@ from, the hashes decide what they are. Writing needs `uv` (`pip install uv`); ch
 
 import argparse
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -46,7 +47,7 @@ def main() -> int:
         write(upgrade=options.upgrade)
     problems = check()
     for problem in problems:
-        print(problem)
+        print(f"requirements/{problem}")
     return 1 if problems else 0
 
 
@@ -58,7 +59,8 @@ def write(*, upgrade: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, extras in LOCKS.items():
         path = FOLDER / f"{name}.txt"
-        command = [uv, "pip", "compile", "pyproject.toml", *OPTIONS, *extras, f"--output-file={path}"]
+        command = [uv, "pip", "compile", "pyproject.toml", *OPTIONS, *extras]
+        command.append(f"--output-file={path}")
         if name != "dev":
             path.unlink(missing_ok=True)
             command.append(f"--constraints={FOLDER / 'dev.txt'}")
@@ -75,13 +77,13 @@ def check() -> list[str]:
     texts = {name: (FOLDER / f"{name}.txt").read_text() for name in LOCKS}
     for name, text in texts.items():
         if f"# inputs: {inputs()}\n" not in text:
-            problems.append(f"requirements/{name}.txt: pyproject.toml has other dependencies; run `make lock`")
+            problems.append(f"{name}.txt: pyproject.toml has other dependencies; run `make lock`")
         body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
         if ADDRESS.search(body):
-            problems.append(f"requirements/{name}.txt: names an index or carries an option; run `make lock`")
+            problems.append(f"{name}.txt: names an index or has an option; run `make lock`")
     pins = {name: set(PIN.findall(text)) for name, text in texts.items()}
     problems += [
-        f"requirements/base.txt: {package}=={version} is not what dev.txt has; run `make lock`"
+        f"base.txt: {package}=={version} is not what dev.txt has; run `make lock`"
         for package, version in sorted(pins["base"] - pins["dev"])
     ]
     return problems
@@ -90,12 +92,9 @@ def check() -> list[str]:
 def inputs() -> str:
     """Digest the part of pyproject.toml that the locks follow from."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    parts = [
-        project["requires-python"],
-        *sorted(project["dependencies"]),
-        *(f"{extra}: {sorted(names)}" for extra, names in sorted(project["optional-dependencies"].items())),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    keys = ("requires-python", "dependencies", "optional-dependencies")
+    text = json.dumps([project[key] for key in keys], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":
