@@ -33,7 +33,6 @@ _JSON_ENCODER: Final = msgspec.json.Encoder(order="sorted", decimal_format="stri
 _MSGPACK_ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
-
 def sha256(data: bytes | Iterable[bytes]) -> str:
     """Return the digest of bytes, or of chunks of bytes, as ``sha256:<64 hex>``."""
     hasher = hashlib.sha256()

@@ -36,7 +36,7 @@ def quantile_spec(values: ArrayLike, bins: int = 32, scale: int = 1_000_000) -> 
     if finite.size == 0:
         finite = np.zeros(1)
     edges = np.unique(np.quantile(finite, np.linspace(0.0, 1.0, bins + 1)))
-    if edges.size < 2:  # noqa: PLR2004 - a constant column still needs one bin
+    if edges.size < 2:
         edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
     return NumericSpec(edges=[float(edge) for edge in edges + 0.0], scale=scale)
 

@@ -22,7 +22,7 @@ Extractor = Callable[[Floats], Floats]
 def brightness(image: Floats) -> Floats:
     """Return the mean of each image, float32 [batch]."""
     flat = image.reshape(image.shape[0], -1)
-    return flat.mean(axis=1, dtype=np.float32)
+    return np.asarray(flat.mean(axis=1, dtype=np.float32))
 
 
 def contrast(image: Floats) -> Floats:
@@ -30,7 +30,7 @@ def contrast(image: Floats) -> Floats:
     flat = image.reshape(image.shape[0], -1)
     mean = flat.mean(axis=1, dtype=np.float32)
     square = np.einsum("ij,ij->i", flat, flat) / np.float32(flat.shape[1])
-    return np.sqrt(np.maximum(square - mean * mean, 0.0, dtype=np.float32))
+    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0.0, dtype=np.float32)))
 
 
 def sharpness(image: Floats) -> Floats:
@@ -41,17 +41,18 @@ def sharpness(image: Floats) -> Floats:
     centre -= image[..., 1:-1, :-2]
     centre -= image[..., 1:-1, 2:]
     np.abs(centre, out=centre)
-    return centre.reshape(image.shape[0], -1).mean(axis=1, dtype=np.float32)
+    flat = centre.reshape(image.shape[0], -1)
+    return np.asarray(flat.mean(axis=1, dtype=np.float32))
 
 
 def mean(values: Floats) -> Floats:
     """Return the mean of each row of any numeric input, float32 [batch]."""
-    return values.reshape(values.shape[0], -1).mean(axis=1, dtype=np.float32)
+    return np.asarray(values.reshape(values.shape[0], -1).mean(axis=1, dtype=np.float32))
 
 
 def std(values: Floats) -> Floats:
     """Return the standard deviation of each row of any numeric input, float32 [batch]."""
-    return values.reshape(values.shape[0], -1).std(axis=1, dtype=np.float32)
+    return np.asarray(values.reshape(values.shape[0], -1).std(axis=1, dtype=np.float32))
 
 
 EXTRACTORS: Final[Mapping[str, Extractor]] = {

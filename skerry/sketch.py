@@ -13,7 +13,7 @@ they were split over devices, windows and batches; only `run`, the longest run o
 equal values, is a fact of one device and merges as a maximum.
 """
 
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -89,7 +89,6 @@ class CategoricalCounts(
 
 
 Column = NumericCounts | CategoricalCounts
-Counts = TypeVar("Counts", NumericCounts, CategoricalCounts)
 
 
 def int_to_big(value: int) -> bytes:
@@ -142,41 +141,16 @@ def check_column(column: Column, spec: ColumnSpec) -> None:
         raise FormatError(f"expected cells that add up to n={column.n}, got {total(column)}")
 
 
-def merge(a: Counts, b: Counts) -> Counts:
+def merge(a: Column, b: Column) -> Column:
     """Return the counts of the rows of both; exact, associative, commutative.
 
     Raises:
-        FormatError: the two were counted on different cells.
+        FormatError: the two are of different kinds, or were counted on different cells.
     """
     if isinstance(a, NumericCounts) and isinstance(b, NumericCounts):
-        if len(a.bins) != len(b.bins):
-            raise FormatError(f"expected equal edges, got {len(a.bins)} and {len(b.bins)} bins")
-        return NumericCounts(
-            n=a.n + b.n,
-            bins=[x + y for x, y in zip(a.bins, b.bins, strict=True)],
-            below=a.below + b.below,
-            above=a.above + b.above,
-            missing=a.missing + b.missing,
-            nan=a.nan + b.nan,
-            pos_inf=a.pos_inf + b.pos_inf,
-            neg_inf=a.neg_inf + b.neg_inf,
-            sum=int_to_big(big_to_int(a.sum) + big_to_int(b.sum)),
-            sum_sq=int_to_big(big_to_int(a.sum_sq) + big_to_int(b.sum_sq)),
-            min=_extreme(a.min, b.min, smallest=True),
-            max=_extreme(a.max, b.max, smallest=False),
-            run=max(a.run, b.run),
-        )
+        return _merge_numeric(a, b)
     if isinstance(a, CategoricalCounts) and isinstance(b, CategoricalCounts):
-        if len(a.counts) != len(b.counts):
-            raise FormatError(f"expected equal values, got {len(a.counts)} and {len(b.counts)}")
-        return CategoricalCounts(
-            n=a.n + b.n,
-            counts=[x + y for x, y in zip(a.counts, b.counts, strict=True)],
-            other=a.other + b.other,
-            unseen=a.unseen + b.unseen,
-            missing=a.missing + b.missing,
-            run=max(a.run, b.run),
-        )
+        return _merge_categorical(a, b)
     raise FormatError(f"expected two of a kind, got {type(a).__name__} and {type(b).__name__}")
 
 
@@ -185,16 +159,41 @@ def merge_columns(a: dict[str, Column], b: dict[str, Column]) -> dict[str, Colum
     merged = dict(a)
     for name, column in b.items():
         mine = merged.get(name)
-        merged[name] = column if mine is None else _merge_any(mine, column)
+        merged[name] = column if mine is None else merge(mine, column)
     return merged
 
 
-def _merge_any(a: Column, b: Column) -> Column:
-    if isinstance(a, NumericCounts) and isinstance(b, NumericCounts):
-        return merge(a, b)
-    if isinstance(a, CategoricalCounts) and isinstance(b, CategoricalCounts):
-        return merge(a, b)
-    raise FormatError(f"expected two of a kind, got {type(a).__name__} and {type(b).__name__}")
+def _merge_numeric(a: NumericCounts, b: NumericCounts) -> NumericCounts:
+    if len(a.bins) != len(b.bins):
+        raise FormatError(f"expected equal edges, got {len(a.bins)} and {len(b.bins)} bins")
+    return NumericCounts(
+        n=a.n + b.n,
+        bins=[x + y for x, y in zip(a.bins, b.bins, strict=True)],
+        below=a.below + b.below,
+        above=a.above + b.above,
+        missing=a.missing + b.missing,
+        nan=a.nan + b.nan,
+        pos_inf=a.pos_inf + b.pos_inf,
+        neg_inf=a.neg_inf + b.neg_inf,
+        sum=int_to_big(big_to_int(a.sum) + big_to_int(b.sum)),
+        sum_sq=int_to_big(big_to_int(a.sum_sq) + big_to_int(b.sum_sq)),
+        min=_extreme(a.min, b.min, smallest=True),
+        max=_extreme(a.max, b.max, smallest=False),
+        run=max(a.run, b.run),
+    )
+
+
+def _merge_categorical(a: CategoricalCounts, b: CategoricalCounts) -> CategoricalCounts:
+    if len(a.counts) != len(b.counts):
+        raise FormatError(f"expected equal values, got {len(a.counts)} and {len(b.counts)}")
+    return CategoricalCounts(
+        n=a.n + b.n,
+        counts=[x + y for x, y in zip(a.counts, b.counts, strict=True)],
+        other=a.other + b.other,
+        unseen=a.unseen + b.unseen,
+        missing=a.missing + b.missing,
+        run=max(a.run, b.run),
+    )
 
 
 def _extreme(a: float | None, b: float | None, *, smallest: bool) -> float | None:

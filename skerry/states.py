@@ -143,9 +143,7 @@ ROLLOUT: Final[Table[RolloutState]] = {
     _R.DENIED: frozenset({_R.ARCHIVED}),
     _R.ARCHIVED: frozenset(),
 }
-ROLLOUT_ENDS: Final = frozenset(
-    {_R.COMPLETED, _R.ABORTED, _R.ROLLED_BACK, _R.DENIED, _R.ARCHIVED}
-)
+ROLLOUT_ENDS: Final = frozenset({_R.COMPLETED, _R.ABORTED, _R.ROLLED_BACK, _R.DENIED, _R.ARCHIVED})
 
 _S = StageState
 STAGE: Final[Table[StageState]] = {

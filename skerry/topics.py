@@ -5,6 +5,8 @@
     skerry/v1/{fleet}/up/{shard}/{device}/{kind}      device to fleet
     skerry/v1/{fleet}/presence/{device}               device, and its last will
     skerry/v1/{fleet}/pub/{device}/{stream}           fleet to third parties, after commit
+
+At most seven levels, ids as in `skerry.ids`, so that every broker takes them.
 """
 
 import re

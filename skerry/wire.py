@@ -380,7 +380,9 @@ def open_up(data: bytes, key: PublicKey, *, device: str) -> tuple[Up, UpBody]:
     """
     up = _open(data, UP_DOMAIN, lambda _: key, Up)
     if up.dev != device:
-        raise TrustError(f"expected a message of {device}, got one of {up.dev[:64]}", "wrong_device")
+        raise TrustError(
+            f"expected a message of {device}, got one of {up.dev[:64]}", "wrong_device"
+        )
     return up, from_msgpack(bytes(up.body), _UP_BODY[up.type], limit=MAX_MESSAGE_BYTES)
 
 
