@@ -9,7 +9,6 @@
 import subprocess
 import sys
 import tempfile
-import venv
 import zipfile
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def contents(wheel: Path) -> None:
 
 def install(wheel: Path, work: Path) -> None:
     """Install with base dependencies only, import everything, and ask the agent for help."""
-    venv.create(work / "venv", with_pip=True)
+    run(sys.executable, "-m", "venv", work / "venv")
     scripts = work / "venv" / "bin"
     python = scripts / "python"
     run(python, "-m", "pip", "-qq", "install", "--require-hashes", "-r", LOCK)
