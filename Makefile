@@ -25,7 +25,7 @@ venv:
 	  echo "make: expected Python 3.11 or newer as '$(PYTHON)', found nothing of that name." >&2; \
 	  echo "      On Debian: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3" >&2; \
 	  exit 1; }
-	@"$(PYTHON)" tools/make_venv.py >&2
+	@GOAL="$(MAKECMDGOALS)" "$(PYTHON)" tools/make_venv.py >&2
 
 # Data goes to stdout and everything else to stderr, so that the last line of `--json` stays the last line.
 demo: venv

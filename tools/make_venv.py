@@ -51,7 +51,7 @@ def missing() -> str:
             oldest="{}.{}".format(*OLDEST),
             executable=sys.executable,
             found=version,
-            goal=os.environ.get("MAKECMDGOALS", ""),
+            goal=os.environ.get("GOAL", ""),
         )
     for module in ("venv", "ensurepip"):  # Debian splits them off the interpreter
         try:
@@ -103,7 +103,7 @@ def pip(*arguments: str) -> int:
     python = str(VENV / "bin" / "python")
     code = subprocess.call([python, "-m", "pip", "-qq", "--no-input", *arguments])
     if code:
-        say("pip failed (exit code {}); the lines above say why. Run again to resume.".format(code))
+        say("pip failed (exit code {}); the lines above say why".format(code))
     return code
 
 
@@ -114,4 +114,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("interrupted; run again to start over")
+        sys.exit(130)
