@@ -1,0 +1,61 @@
+"""What a run of the demo can be asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from skerry.errors import UsageError
+
+__all__ = ["CONTROLS", "DEVICES", "SITES", "DemoOptions", "smudged_devices"]
+
+SITES: Final = {"harbour": 6, "airport": 6}  # site -> devices
+DEVICES: Final = tuple(
+    f"{site}-{number:02d}" for site, count in SITES.items() for number in range(1, count + 1)
+)
+CONTROLS: Final = len(DEVICES) - 3  # devices outside of the canary stage
+DEFAULT_SMUDGE: Final = ("airport-02", "airport-05")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """How the story is to be told.
+
+    Attributes:
+        seed: of the traffic; the same seed asks for the same digits.
+        smudge: ``default``, ``none``, or devices joined by commas.
+        release: ``bad`` rolls out 1.2.0, ``good`` the sound 1.2.1 in its place.
+        traffic: ``off`` ends all live traffic right after the start.
+        headless: leave at the end instead of keeping the console up.
+        json: print one summary as the last line of stdout.
+        examples: the folder with the digits.
+        rate_hz: predictions per second and device.
+    """
+
+    seed: int = 1
+    smudge: str = "default"
+    release: Literal["bad", "good"] = "bad"
+    traffic: Literal["on", "off"] = "on"
+    headless: bool = False
+    json: bool = False
+    examples: Path = Path("examples/digits")
+    rate_hz: float = 45.0
+
+
+def smudged_devices(smudge: str) -> tuple[str, ...]:
+    """Return the devices whose lens is to be smudged.
+
+    Raises:
+        UsageError: a device that the demo does not have.
+    """
+    if smudge == "default":
+        return DEFAULT_SMUDGE
+    if smudge == "none":
+        return ()
+    named = tuple(sorted({name.strip() for name in smudge.split(",")}))
+    strangers = [name for name in named if name not in DEVICES]
+    if strangers:
+        raise UsageError(
+            f"expected devices of {DEVICES[0]} to {DEVICES[-1]}, got {strangers[0]!r}; "
+            "for example --smudge harbour-01,harbour-04"
+        )
+    return named
