@@ -101,5 +101,5 @@ def count_categorical(
 def _longest_run(array: NDArray[np.float64]) -> int:
     if array.size == 0:
         return 0
-    starts = np.flatnonzero(np.diff(array) != 0) + 1
+    starts = np.flatnonzero(array[1:] != array[:-1]) + 1
     return int(np.diff(np.concatenate(([0], starts, [array.size]))).max())

@@ -18,7 +18,7 @@ new topic root. `open_up` and `open_down` refuse: what passed them has its type,
 signature, and came from whom it says.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -27,7 +27,7 @@ from skerry.canonical import from_msgpack, to_msgpack
 from skerry.errors import FormatError, TrustError
 from skerry.keys import PublicKey, Signer
 from skerry.profile import Inventory
-from skerry.sketch import Column
+from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip, width
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -49,6 +49,7 @@ __all__ = [
     "Reported",
     "Result",
     "SketchWindow",
+    "Skip",
     "SlotDesired",
     "Step",
     "Up",
@@ -130,58 +131,18 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True):
     desired_version: int = 0
 
 
-class Context(msgspec.Struct, frozen=True, array_like=True):
-    """What the records of one process have in common, named by its position."""
-
-    slot: str
-    model: str
-    model_version: str
-    bundle: str
-    variant: str
-
-
-class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    """One answered prediction, as the record policy lets it leave the device."""
-
-    id: str  # the request id, unique per device
-    at: float  # Unix seconds
-    ctx: int
-    prediction: int  # class position, -1 where the output is no class
-    confidence: float  # of that class, or the value predicted
-    latency_us: int
-    features: list[float]
-
-
-class SketchWindow(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """One closed window of one context: counts only, no row."""
-
-    ctx: int
-    start: float  # Unix seconds, a multiple of the window's length
-    length_s: float
-    n: int  # predictions answered in the window
-    errors: int
-    columns: dict[str, Column]
-    covers: dict[str, tuple[int, int]] = {}  # per boot: first and last seq counted in it
-
-
-class Loss(msgspec.Struct, frozen=True, array_like=True, tag="l"):
-    """Records that the device no longer has, said rather than hidden."""
-
-    boot: str
-    at_most: int
-    reason: str
-
-
-Item = Prediction | SketchWindow | Loss
-
-
 class Batch(msgspec.Struct, frozen=True):
-    """A run of records of one boot: `items[i]` has seq ``first + i``."""
+    """A run of records of one boot, numbered from `first`; a `Skip` takes several numbers."""
 
     first: int
     contexts: list[Context]
     items: list[Item]
     dropped_before: int = 0  # every seq below this is gone on the device
+
+    @property
+    def last(self) -> int:
+        """The seq of the last record, ``first - 1`` where there is none."""
+        return self.first - 1 + sum(width(item) for item in self.items)
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -378,7 +339,7 @@ def open_up(data: bytes, key: PublicKey, *, device: str) -> tuple[Up, UpBody]:
         FormatError: too large, or not of the promised form.
         TrustError: signed by another key, or speaking for another device.
     """
-    up = _open(data, UP_DOMAIN, lambda _: key, Up)
+    up = _open(data, UP_DOMAIN, {key.key_id: key}, Up)
     if up.dev != device:
         raise TrustError(
             f"expected a message of {device}, got one of {up.dev[:64]}", "wrong_device"
@@ -387,7 +348,7 @@ def open_up(data: bytes, key: PublicKey, *, device: str) -> tuple[Up, UpBody]:
 
 
 def open_down(
-    data: bytes, keys: dict[str, PublicKey], *, device: str, now: float
+    data: bytes, keys: Mapping[str, PublicKey], *, device: str, now: float
 ) -> tuple[Down, DownBody]:
     """Verify and decode a message of the fleet.
 
@@ -401,15 +362,7 @@ def open_down(
         FormatError: too large, or not of the promised form.
         TrustError: unknown key, wrong signature, another device's, or expired.
     """
-
-    def find(key_id: str) -> PublicKey:
-        key = keys.get(key_id)
-        if key is None:
-            known = ", ".join(sorted(keys))
-            raise TrustError(f"expected a message key of {known}, got {key_id[:32]}", "unknown_key")
-        return key
-
-    down = _open(data, DOWN_DOMAIN, find, Down)
+    down = _open(data, DOWN_DOMAIN, keys, Down)
     if down.dev != ("all" if down.type == "policy" else device):
         raise TrustError(f"expected a message for {device}, got {down.dev[:64]}", "wrong_device")
     if down.exp is not None and down.exp < now:
@@ -427,10 +380,14 @@ def _unpack(data: bytes) -> _Sealed:
 
 
 def _open(
-    data: bytes, domain: bytes, find: Callable[[str], PublicKey], kind: type[Envelope]
+    data: bytes, domain: bytes, keys: Mapping[str, PublicKey], kind: type[Envelope]
 ) -> Envelope:
     sealed = _unpack(data)
-    find(sealed.key_id).verify(domain + sealed.payload, sealed.signature)
+    key = keys.get(sealed.key_id)
+    if key is None:
+        known = ", ".join(sorted(keys))
+        raise TrustError(f"expected a signature by {known}, got {sealed.key_id[:32]}", "unknown_key")
+    key.verify(domain + sealed.payload, sealed.signature)
     envelope = from_msgpack(sealed.payload, kind, limit=MAX_MESSAGE_BYTES)
     if envelope.v != VERSION:
         raise FormatError(f"expected message version {VERSION}, got {envelope.v}; update this side")
