@@ -75,7 +75,7 @@ def test_edges_belong_to_the_bin_on_their_right_and_the_last_to_the_last() -> No
 def test_sums_are_exact_beyond_64_bits() -> None:
     spec = NumericSpec(edges=[0.0, 1e15], scale=1_000_000)
     one = count_numeric([9.0e14], spec)
-    many = one
+    many: Column = one
     for _ in range(9):
         many = merge(many, one)
     assert isinstance(many, NumericCounts)
