@@ -386,7 +386,9 @@ def _open(
     key = keys.get(sealed.key_id)
     if key is None:
         known = ", ".join(sorted(keys))
-        raise TrustError(f"expected a signature by {known}, got {sealed.key_id[:32]}", "unknown_key")
+        raise TrustError(
+            f"expected a signature by {known}, got {sealed.key_id[:32]}", "unknown_key"
+        )
     key.verify(domain + sealed.payload, sealed.signature)
     envelope = from_msgpack(sealed.payload, kind, limit=MAX_MESSAGE_BYTES)
     if envelope.v != VERSION:
