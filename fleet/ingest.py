@@ -1,0 +1,406 @@
+"""Ingest: what devices say becomes stored truth, once, and only then is answered.
+
+The rules, in order, for every message that the broker hands over:
+
+1. It is refused, counted by reason and never stored if its topic is foreign, its device
+   unknown, its signature not that device's, or its form not the promised one.
+2. Messages that arrive together are stored in one transaction, with their cursors.
+3. Records are stored once: of a batch, only what lies above the cursor of its
+   ``(device, boot)``; a batch that would leave a gap is not stored at all.
+4. `reported` replaces only an older one; the path of an assignment is replayed step by
+   step on the fleet's own record, and an unlisted step is refused.
+5. Answers leave after the commit, never before: a device forgets what `ack` names.
+
+A batch that left a gap is answered too, with the cursor where it stands, so that the
+device goes back. Pure: no clock, no socket, no database; see `Store` and `Replies`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from fleet.intake import check_envelope, check_reported, check_result, sound_items
+from skerry.errors import FormatError, InvalidTransition, TrustError
+from skerry.keys import PublicKey
+from skerry.records import Context, Item, Skip, width
+from skerry.sketch import ColumnSpec
+from skerry.states import ASSIGNMENT, AssignmentState, advance
+from skerry.topics import UpTopic, parse_up
+from skerry.wire import (
+    Ack,
+    AssignmentReport,
+    Batch,
+    Health,
+    Hello,
+    Reported,
+    Result,
+    Step,
+    Up,
+    UpBody,
+    open_up,
+)
+
+__all__ = [
+    "AssignmentRecord",
+    "Ingest",
+    "Message",
+    "Replies",
+    "Run",
+    "Store",
+    "Transaction",
+    "above_cursor",
+    "replay",
+]
+
+MAX_BOOTS_IN_ACK: Final = 32
+MAX_SEQ: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as the broker delivered it."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Records of one boot that are new: ``(seq, item)`` ascending, up to `upto`.
+
+    `skipped` counts the seqs that the device dropped before they were ever stored.
+    """
+
+    device: str
+    boot: str
+    upto: int
+    contexts: list[Context]
+    items: list[tuple[int, Item]]
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRecord:
+    """The fleet's own record of one assignment: whose it is, and its steps so far."""
+
+    assignment_id: str
+    device: str
+    path: tuple[str, ...]  # states since it was queued, the last one is the present
+
+
+class Transaction(Protocol):
+    """What one transaction of the store offers to ingest."""
+
+    def cursor(self, device: str, boot: str) -> int:
+        """Return the highest seq stored of a boot without a gap, 0 for none."""
+        ...
+
+    def cursors(self, device: str, limit: int) -> dict[str, int]:
+        """Return the cursors of the device's `limit` latest boots."""
+        ...
+
+    def append(self, run: Run, now: float) -> None:
+        """Store the records of a run and move its cursor to ``run.upto``."""
+        ...
+
+    def reported_version(self, device: str) -> int:
+        """Return the version of the stored `reported`, 0 for none."""
+        ...
+
+    def put_reported(self, device: str, reported: Reported, now: float) -> None:
+        """Replace the device's reported state."""
+        ...
+
+    def assignment(self, assignment_id: str) -> AssignmentRecord | None:
+        """Return the fleet's record of an assignment."""
+        ...
+
+    def put_steps(self, report: AssignmentReport, steps: Sequence[Step], now: float) -> None:
+        """Append steps to an assignment and take over the report's other fields."""
+        ...
+
+    def put_sign_of_life(self, up: Up, body: Hello | Health | None, now: float) -> None:
+        """Note that the device was heard, and what a hello or health said."""
+        ...
+
+    def put_result(self, device: str, result: Result, now: float) -> None:
+        """Store what came of a command; a second result of the same id changes nothing."""
+        ...
+
+    def count_refused(self, device: str, reason: str, count: int, now: float) -> None:
+        """Count messages or records that were refused; `device` is empty if unknown."""
+        ...
+
+
+class Store(Protocol):
+    """Where ingest stores; the transaction commits when its block ends without an error."""
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction."""
+        ...
+
+    def report_key(self, device: str) -> PublicKey | None:
+        """Return the report key of an accepted device."""
+        ...
+
+    def column_specs(self, bundle: str) -> Mapping[str, ColumnSpec] | None:
+        """Return how the columns of a known bundle are counted."""
+        ...
+
+
+class Replies(Protocol):
+    """How ingest answers, after the commit."""
+
+    def ack(self, device: str, ack: Ack) -> None:
+        """Send an application ack."""
+        ...
+
+    def hello(self, device: str, hello: Hello) -> None:
+        """A device said hello: it gets `desired` if it does not hold the present one."""
+        ...
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What has to be said once the transaction is committed."""
+
+    upto: dict[str, dict[str, int]] = field(default_factory=dict)
+    reported: dict[str, int] = field(default_factory=dict)
+    results: dict[str, list[str]] = field(default_factory=dict)
+    hellos: dict[str, Hello] = field(default_factory=dict)
+
+    def devices(self) -> list[str]:
+        return sorted({*self.upto, *self.reported, *self.results})
+
+
+class Ingest:
+    """Takes messages, stores them once, answers after the commit."""
+
+    def __init__(
+        self,
+        store: Store,
+        replies: Replies,
+        *,
+        fleet_id: str,
+        shards: int,
+        credit: int = 8,
+    ) -> None:
+        self._store = store
+        self._replies = replies
+        self._fleet_id = fleet_id
+        self._shards = shards
+        self._credit = credit
+
+    def take(self, messages: Sequence[Message], now: float) -> None:
+        """Store messages in one transaction, then answer.
+
+        If this raises, nothing was stored and nothing was answered: hand the same
+        messages in again. When it returns, all of them are done with, refused ones
+        included.
+
+        Args:
+            messages: in the order of their arrival.
+            now: Unix seconds.
+        """
+        refused: dict[tuple[str, str], int] = {}
+        opened: list[tuple[Up, UpBody]] = []
+        for message in messages:
+            try:
+                opened.append(self._open(message))
+            except _Refused as refusal:
+                _count(refused, refusal.device, refusal.reason)
+        answers = _Answers()
+        with self._store.transaction() as tx:
+            for up, body in opened:
+                self._apply(tx, up, body, answers, refused, now)
+            for (device, reason), count in sorted(refused.items()):
+                tx.count_refused(device, reason, count, now)
+        self._answer(answers, now)
+
+    def _open(self, message: Message) -> tuple[Up, UpBody]:
+        topic = self._parse_topic(message.topic)
+        key = self._store.report_key(topic.device)
+        if key is None:
+            raise _Refused("", "unknown_device")
+        try:
+            up, body = open_up(message.payload, key, device=topic.device)
+            check_envelope(up, topic.kind)
+            return up, body
+        except TrustError as error:
+            raise _Refused(topic.device, error.code) from None
+        except FormatError:
+            raise _Refused(topic.device, "malformed") from None
+
+    def _parse_topic(self, topic: str) -> UpTopic:
+        try:
+            parsed = parse_up(topic, self._shards)
+        except FormatError:
+            raise _Refused("", "foreign_topic") from None
+        if parsed.fleet != self._fleet_id:
+            raise _Refused("", "foreign_fleet")
+        return parsed
+
+    def _apply(
+        self,
+        tx: Transaction,
+        up: Up,
+        body: UpBody,
+        answers: _Answers,
+        refused: dict[tuple[str, str], int],
+        now: float,
+    ) -> None:
+        device = up.dev
+
+        def refuse(reason: str, count: int = 1) -> None:
+            _count(refused, device, reason, count)
+
+        match body:
+            case Batch():
+                upto = self._append(tx, up, body, refuse, now)
+                answers.upto.setdefault(device, {})[up.boot] = upto
+                tx.put_sign_of_life(up, None, now)
+            case Reported():
+                answers.reported[device] = self._report(tx, device, body, refuse, now)
+                tx.put_sign_of_life(up, None, now)
+            case Result():
+                if check_result(body):
+                    tx.put_result(device, body, now)
+                    answers.results.setdefault(device, []).append(body.id)
+                else:
+                    refuse("malformed_result")
+            case Hello():
+                tx.put_sign_of_life(up, body, now)
+                known = tx.cursors(device, MAX_BOOTS_IN_ACK)
+                answers.upto.setdefault(device, {}).update(known)
+                answers.reported[device] = tx.reported_version(device)
+                answers.hellos[device] = body
+            case Health():
+                tx.put_sign_of_life(up, body, now)
+
+    def _append(
+        self, tx: Transaction, up: Up, batch: Batch, refuse: Callable[..., None], now: float
+    ) -> int:
+        if not (batch.first > 0 and max(batch.last, batch.dropped_before) <= MAX_SEQ):
+            refuse("malformed")
+            return tx.cursor(up.dev, up.boot)
+        cursor = tx.cursor(up.dev, up.boot)
+        run = above_cursor(batch, cursor, device=up.dev, boot=up.boot)
+        if run is None:
+            return cursor
+        items = sound_items(run.items, batch.contexts, self._store.column_specs)
+        if len(items) < len(run.items):
+            # signed by the device, but nothing to count on: its number is used up all
+            # the same, or the device would send it for ever
+            refuse("unsound_record", len(run.items) - len(items))
+        tx.append(Run(run.device, run.boot, run.upto, run.contexts, items, run.skipped), now)
+        return run.upto
+
+    def _report(
+        self,
+        tx: Transaction,
+        device: str,
+        reported: Reported,
+        refuse: Callable[..., None],
+        now: float,
+    ) -> int:
+        stored = tx.reported_version(device)
+        if reported.version <= stored:
+            return stored
+        if not check_reported(reported):
+            refuse("malformed_reported")
+            return stored
+        for report in reported.assignments:
+            record = tx.assignment(report.assignment_id)
+            if record is None or record.device != device:
+                refuse("unknown_assignment")
+                continue
+            try:
+                steps = replay(record.path, report)
+            except InvalidTransition:
+                refuse("unlisted_step")
+                continue
+            tx.put_steps(report, steps, now)
+        tx.put_reported(device, reported, now)
+        return reported.version
+
+    def _answer(self, answers: _Answers, now: float) -> None:
+        for device in answers.devices():
+            self._replies.ack(
+                device,
+                Ack(
+                    upto=answers.upto.get(device, {}),
+                    reported=answers.reported.get(device, 0),
+                    results=answers.results.get(device, []),
+                    credit=self._credit,
+                    now=now,
+                ),
+            )
+        for device, hello in answers.hellos.items():
+            self._replies.hello(device, hello)
+
+
+def above_cursor(batch: Batch, cursor: int, *, device: str, boot: str) -> Run | None:
+    """Return what of a batch is new, or None if it holds nothing new or leaves a gap.
+
+    Args:
+        batch: a run of records numbered from `first`; a `Skip` is a number used up.
+        cursor: the highest seq stored of this boot without a gap.
+        device: of the envelope.
+        boot: of the envelope.
+    """
+    start = max(cursor, batch.dropped_before - 1)
+    upto = max(batch.last, start)
+    if batch.first > start + 1 or upto <= cursor:
+        return None
+    new: list[tuple[int, Item]] = []
+    seq = batch.first
+    for item in batch.items:
+        if seq > cursor and not isinstance(item, Skip):
+            new.append((seq, item))
+        seq += width(item)
+    received = max(0, batch.last - max(cursor, batch.first - 1))
+    return Run(device, boot, upto, batch.contexts, new, skipped=upto - cursor - received)
+
+
+def replay(known: Sequence[str], report: AssignmentReport) -> list[Step]:
+    """Return the steps of a report that the fleet's record does not have yet.
+
+    Raises:
+        InvalidTransition: a step does not follow the one before it, or the report's
+            path does not end in its state.
+    """
+    mine = [state for state in known if state not in _BEFORE_DEVICE]
+    theirs = [step for step in report.path if step.state not in _BEFORE_DEVICE]
+    same = 0
+    while same < min(len(mine), len(theirs)) and mine[same] == theirs[same].state:
+        same += 1
+    new = theirs[same:]
+    current = _state(known[-1])
+    for step in new:
+        current = advance(ASSIGNMENT, current, _state(step.state))
+    if new and report.state != current:
+        raise InvalidTransition(f"expected a path that ends in {report.state}, got {current}")
+    return new
+
+
+# the fleet takes these two steps itself; a device may repeat them in its path
+_BEFORE_DEVICE: Final = frozenset({AssignmentState.QUEUED, AssignmentState.NOTIFIED})
+
+
+def _state(text: str) -> AssignmentState:
+    try:
+        return AssignmentState(text)
+    except ValueError:
+        raise InvalidTransition(f"expected an assignment state, got {text[:40]!r}") from None
+
+
+class _Refused(Exception):  # noqa: N818 - a way out of `_open`, never seen outside
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(reason)
+        self.device = device
+        self.reason = reason
+
+
+def _count(refused: dict[tuple[str, str], int], device: str, reason: str, count: int = 1) -> None:
+    refused[device, reason] = refused.get((device, reason), 0) + count

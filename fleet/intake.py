@@ -1,0 +1,149 @@
+"""What a signed message must still satisfy before it is stored: bounds, not trust.
+
+A device that signed a message may still be wrong. Text is short and printable, numbers
+fit the database, sketches add up and have the cells that their bundle's baseline gives:
+one odd record is left out, and never stops the others of its batch or its transaction.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from skerry.errors import FormatError
+from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip
+from skerry.sketch import (
+    MAX_BINS,
+    CategoricalCounts,
+    CategoricalSpec,
+    Column,
+    ColumnSpec,
+    NumericSpec,
+    check_column,
+)
+from skerry.wire import Reported, Result, Up
+
+__all__ = ["check_envelope", "check_reported", "check_result", "sound_items"]
+
+MAX_TEXT: Final = 128  # characters of an id, a name or a version
+MAX_MESSAGE: Final = 4096  # characters of a text for people
+MAX_INT: Final = (1 << 63) - 1  # what both databases keep in a column
+MAX_COLUMNS: Final = 128
+MAX_SLOTS: Final = 32
+MAX_ASSIGNMENTS: Final = 64
+MAX_STEPS: Final = 64
+MAX_FEATURES: Final = 256
+_BOOT: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
+
+Specs = Callable[[str], Mapping[str, ColumnSpec] | None]
+
+
+def check_envelope(up: Up, kind: str) -> None:
+    """Check the envelope of a verified message.
+
+    Raises:
+        FormatError: not of the kind its topic says, or numbers beyond their bounds.
+    """
+    if up.type != kind:
+        raise FormatError(f"expected a {kind} on its topic, got a {up.type}")
+    if _BOOT.fullmatch(up.boot) is None:
+        raise FormatError("expected a boot of 1 to 64 letters, digits and hyphens")
+    if not (0 <= up.seq <= MAX_INT and math.isfinite(up.ts) and math.isfinite(up.mono)):
+        raise FormatError("expected a seq of at most 63 bits and finite times")
+
+
+def sound_items(
+    items: Sequence[tuple[int, Item]], contexts: Sequence[Context], specs: Specs
+) -> list[tuple[int, Item]]:
+    """Return the records that can be stored and counted on.
+
+    Args:
+        items: ``(seq, record)``.
+        contexts: of the batch; a record names one by its position.
+        specs: how the columns of a bundle are counted, None for an unknown bundle.
+    """
+    good_contexts = [all(map(_is_text, (c.slot, c.model, c.model_version, c.bundle, c.variant)))
+                     for c in contexts]  # fmt: skip
+
+    def sound(seq: int, item: Item) -> bool:
+        if not 0 < seq <= MAX_INT:
+            return False
+        if isinstance(item, Skip):
+            return True
+        if isinstance(item, Loss):
+            return _is_text(item.boot) and _is_text(item.reason) and _is_count(item.at_most)
+        if not 0 <= item.ctx < len(contexts) or not good_contexts[item.ctx]:
+            return False
+        if isinstance(item, Prediction):
+            return _is_sound_prediction(item)
+        return _is_sound_window(item, specs(contexts[item.ctx].bundle))
+
+    return [(seq, item) for seq, item in items if sound(seq, item)]
+
+
+def check_reported(reported: Reported) -> bool:
+    """Tell whether a reported state keeps its bounds."""
+    if not 0 < reported.version <= MAX_INT or len(reported.slots) > MAX_SLOTS:
+        return False
+    if len(reported.assignments) > MAX_ASSIGNMENTS:
+        return False
+    refs = all(
+        all(map(_is_text, (slot, ref.model, ref.model_version, ref.bundle, ref.variant)))
+        and math.isfinite(ref.since)
+        for slot, ref in reported.slots.items()
+    )
+    return refs and all(
+        len(report.path) <= MAX_STEPS
+        and all(math.isfinite(step.at) for step in report.path)
+        and all(_is_text(t or "-") for t in (report.variant, report.phase, report.effect))
+        and _is_text(report.code or "-")
+        and len(report.message or "") <= MAX_MESSAGE
+        and "\x00" not in (report.message or "")
+        for report in reported.assignments
+    )
+
+
+def check_result(result: Result) -> bool:
+    """Tell whether the result of a command keeps its bounds."""
+    return _is_text(result.id) and "\x00" not in result.output
+
+
+def _is_sound_prediction(item: Prediction) -> bool:
+    return (
+        _is_text(item.id)
+        and math.isfinite(item.at)
+        and -1 <= item.prediction <= MAX_INT
+        and _is_count(item.latency_us)
+        and len(item.features) <= MAX_FEATURES
+    )
+
+
+def _is_sound_window(item: SketchWindow, specs: Mapping[str, ColumnSpec] | None) -> bool:
+    if not (_is_count(item.n) and _is_count(item.errors) and len(item.columns) <= MAX_COLUMNS):
+        return False
+    if not (math.isfinite(item.start) and math.isfinite(item.length_s) and item.length_s > 0):
+        return False
+    try:
+        for name, column in item.columns.items():
+            if not _is_text(name) or not _is_count(column.n):
+                return False
+            spec = None if specs is None else specs.get(name)
+            check_column(column, spec or _own_spec(column))
+    except FormatError:
+        return False
+    return True
+
+
+def _own_spec(column: Column) -> ColumnSpec:
+    """Return a spec with as many cells as the column has, to check all but their number."""
+    if isinstance(column, CategoricalCounts):
+        return CategoricalSpec(values=[""] * len(column.counts))
+    return NumericSpec(edges=[0.0] * (min(len(column.bins), MAX_BINS + 1) + 1))
+
+
+def _is_text(text: str) -> bool:
+    return 0 < len(text) <= MAX_TEXT and text.isprintable()
+
+
+def _is_count(number: int) -> bool:
+    return 0 <= number <= MAX_INT
