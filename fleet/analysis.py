@@ -45,7 +45,7 @@ FIXED_POINT: Final = 1_000_000  # scale of every column's sums, `sketch.NumericS
 class AnalysisPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a stage's analysis asks for before it gives a verdict."""
 
-    metrics: list[str] = ["prediction", "errors"]  # those that gate; others are reported
+    metrics: tuple[str, ...] = ("prediction", "errors")  # those that gate; others are reported
     min_windows_before: int = 20  # of each device
     min_windows_after: int = 6  # of each device
     min_window_n: int = 30  # predictions in a window
