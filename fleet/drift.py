@@ -134,23 +134,14 @@ def assess(
         {name for b in baselines.values() for name in b.columns if name not in NOT_FEATURES}
     )
     runs = {device: current_run(full.get(device, ())) for device in sorted(site_of)}
-    changes = {
-        device: change
-        for device, run in runs.items()
-        if run and run[-1].bundle in baselines
-        for change in [
-            _change(
-                device,
-                site_of[device],
-                run,
-                baselines[run[-1].bundle],
-                names,
-                settings,
-                (onset or {}).get(device),
-            )
-        ]  # fmt: skip
-        if change is not None
-    }
+    changes: dict[str, _Change] = {}
+    for device, run in runs.items():
+        if run and run[-1].bundle in baselines:
+            since = (onset or {}).get(device)
+            baseline = baselines[run[-1].bundle]
+            change = _change(device, site_of[device], run, baseline, names, settings, since)
+            if change is not None:
+                changes[device] = change
     groups, common = _groups(list(changes.values()), names, settings)
     found = _moved(list(changes.values()), names, common, settings)
     return DriftReport(

@@ -1,0 +1,73 @@
+"""The command `skerry`: a table of sub-commands and where each lives, imported on use.
+
+This is the one place where the library names the programs: `skerry --help` imports
+none of them, and a command whose extra is not installed says which one to install.
+"""
+
+import importlib
+from typing import Final, NamedTuple
+
+import click
+
+__all__ = ["main"]
+
+
+class Entry(NamedTuple):
+    """Where a sub-command lives, which extra it needs, and its line in the help."""
+
+    target: str  # module:object
+    extra: str
+    help: str
+
+
+COMMANDS: Final = {
+    "keys": Entry("fleet.cli:keys", "fleet", "Make and list signing keys."),
+    "build": Entry("compiler.cli:build", "compiler", "Build a bundle from a recipe."),
+    "sign": Entry("compiler.cli:sign", "compiler", "Sign a bundle as a publisher."),
+    "verify": Entry("compiler.cli:verify", "compiler", "Check a bundle and its signature."),
+    "inspect": Entry("compiler.cli:inspect", "compiler", "Show what is in a bundle."),
+    "publish": Entry("compiler.cli:publish", "compiler", "Hand a signed bundle to a fleet."),
+    "fleet": Entry("fleet.cli:fleet", "fleet", "Set up and run a fleet service."),
+    "models": Entry("fleet.cli:models", "fleet", "Show models and their versions."),
+    "rollout": Entry("fleet.cli:rollout", "fleet", "Create, watch, pause and undo rollouts."),
+    "devices": Entry("fleet.cli:devices", "fleet", "Enrol and show devices."),
+    "drift": Entry("fleet.cli:drift", "fleet", "Show what drifted, where, by how much."),
+    "alerts": Entry("fleet.cli:alerts", "fleet", "Show and acknowledge alerts."),
+    "policy": Entry("fleet.cli:policy", "fleet", "Show or set what devices record."),
+    "demo": Entry("devices.cli:demo", "dev", "Tell the whole story on real digits."),
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, name = entry.target.partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as missing:
+            raise click.UsageError(
+                f"`skerry {cmd_name}` needs {missing.name}, which is not installed: "
+                f'pip install "skerry[{entry.extra}]"'
+            ) from None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="skerry")
+def main() -> None:
+    """Run machine-learning models on many small machines, and keep them honest."""
+
+
+if __name__ == "__main__":
+    main(prog_name="skerry")
