@@ -1,0 +1,105 @@
+"""The model card: Markdown for people, with the front matter that model hubs read."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from compiler.recipe import Recipe
+from skerry.manifest import CandidateReport, Evaluation, TensorSpec
+
+__all__ = ["make_card"]
+
+
+def make_card(
+    recipe: Recipe,
+    evaluation: Evaluation,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    data: Mapping[str, str],
+) -> bytes:
+    """Return the card, UTF-8.
+
+    Args:
+        recipe: what was built.
+        evaluation: what came of each candidate.
+        inputs: what the model takes.
+        outputs: what it gives.
+        data: data set -> digest or reference.
+    """
+    model = recipe.model
+    parts = [
+        _front_matter(recipe, evaluation),
+        f"# {model.name} {model.version}",
+        model.description,
+        recipe.card.text.strip(),
+        "## Input and output",
+        _table(
+            ("tensor", "type", "shape"),
+            [
+                *((f"in: {s.name}", s.datatype, _shape(s)) for s in inputs),
+                *((f"out: {s.name}", s.datatype, _shape(s)) for s in outputs),
+            ],
+        ),
+        _classes(recipe),
+        "## Evaluation",
+        f"{evaluation.metric.capitalize()} on {evaluation.n} rows that the model was not "
+        "calibrated on; the gate takes at most "
+        f"{recipe.gate.max_drop:g} below fp32 and at least {recipe.gate.min_value:g}.",
+        _table(
+            ("precision", "bytes", evaluation.metric, "first choice", "why"),
+            [_candidate(candidate) for candidate in evaluation.candidates],
+        ),
+        "## Watched on devices",
+        _features(recipe),
+        "## Lineage",
+        _table(("data", "what"), sorted(data.items())),
+        f"Training run: {_text(recipe.lineage.run)}" if recipe.lineage.run else "",
+    ]
+    return ("\n\n".join(part for part in parts if part) + "\n").encode()
+
+
+def _front_matter(recipe: Recipe, evaluation: Evaluation) -> str:
+    # JSON is YAML: every scalar is quoted by a writer that is certain to be right
+    chosen = next(c for c in evaluation.candidates if c.chosen)
+    result = {
+        "task": {"type": "classification"},
+        "dataset": {"type": "private", "name": recipe.data.evaluation},
+        "metrics": [{"type": evaluation.metric, "value": chosen.accuracy}],
+    }
+    fields: dict[str, object] = {
+        "library_name": "onnx",
+        "tags": ["onnx", "onnxruntime", "edge", "skerry"],
+        "model_name": recipe.model.name,
+        "version": recipe.model.version,
+        "model-index": [{"name": recipe.model.name, "results": [result]}],
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _candidate(candidate: CandidateReport) -> tuple[str, ...]:
+    value = "-" if candidate.accuracy is None else f"{candidate.accuracy:.4f}"
+    chosen = "yes" if candidate.chosen else ""
+    return candidate.precision, str(candidate.size_bytes), value, chosen, candidate.reason
+
+
+def _classes(recipe: Recipe) -> str:
+    names = recipe.classes.names
+    return f"Classes, in this order: {', '.join(map(_text, names))}." if names else ""
+
+
+def _features(recipe: Recipe) -> str:
+    watched = [f"- {name}: `{kind}` of the input" for name, kind in sorted(recipe.features.items())]
+    return "\n".join([*watched, "- predictions, their confidence, and latency"])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
+
+
+def _shape(spec: TensorSpec) -> str:
+    return " x ".join("n" if dim < 0 else str(dim) for dim in spec.shape)
+
+
+def _text(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")

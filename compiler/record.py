@@ -1,0 +1,91 @@
+"""The evaluation record: timings and facts of the host, beside a bundle and never in it.
+
+A bundle is the same wherever it is built; what was measured while building it is
+not. The record names the bundle by digest and can be signed by whoever measured.
+"""
+
+import base64
+from typing import Final
+
+import msgspec
+
+from compiler.host import Host, Tools
+from compiler.latency import Verdict
+from skerry.canonical import from_json, to_json
+from skerry.errors import TrustError
+from skerry.keys import PublicKey, Signer
+
+__all__ = ["Record", "VariantRecord", "open_record", "seal_record"]
+
+DOMAIN: Final = b"skerry/v1/evaluation\x00"
+MAX_BYTES: Final = 1 << 20
+
+
+class VariantRecord(msgspec.Struct, frozen=True):
+    """What was measured of one variant, shipped or refused."""
+
+    precision: str
+    bytes: int
+    accuracy: float | None
+    agreement: float | None
+    drop_interval: tuple[float, float] | None  # of the metric below fp32, 95 %
+    latency_ratio: float | None
+    latency_interval: tuple[float, float] | None  # 95 %
+    latency_us: float | None  # median CPU time of one row
+    verdict: Verdict | None
+    chosen: bool
+    shipped: bool
+    reason: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What one build measured, and where."""
+
+    bundle: str
+    model: str
+    model_version: str
+    metric: str
+    n: int
+    variants: list[VariantRecord]
+    host: Host
+    tools: Tools
+    profile: str
+    latency_rounds: int
+    latency_runs: int
+    notes: list[str]
+    built_at: str  # RFC 3339
+
+
+class _Sealed(msgspec.Struct, frozen=True, omit_defaults=True):
+    record: msgspec.Raw
+    key_id: str = ""
+    signature: str = ""  # base64, over the domain string and the record's canonical bytes
+
+
+def seal_record(record: Record, signer: Signer | None) -> bytes:
+    """Return a record as JSON, signed where a key is given."""
+    payload = to_json(record)
+    if signer is None:
+        return to_json(_Sealed(msgspec.Raw(payload)))
+    signature = base64.b64encode(signer.sign(DOMAIN + payload)).decode()
+    return to_json(_Sealed(msgspec.Raw(payload), signer.key_id, signature))
+
+
+def open_record(data: bytes, key: PublicKey | None) -> Record:
+    """Read a record, verifying its signature where a key is given.
+
+    Raises:
+        FormatError: not a record.
+        TrustError: unsigned, or signed by another key.
+    """
+    sealed = from_json(data, _Sealed, limit=MAX_BYTES)
+    payload = bytes(sealed.record)
+    if key is not None:
+        if not sealed.signature:
+            raise TrustError(f"expected a record signed by {key.key_id}, it is not", "unsigned")
+        try:
+            signature = base64.b64decode(sealed.signature, validate=True)
+        except ValueError:
+            raise TrustError("the record's signature is no base64") from None
+        key.verify(DOMAIN + payload, signature)
+    return from_json(payload, Record, limit=MAX_BYTES)
