@@ -1,0 +1,78 @@
+"""What came of a stage's devices: the counts from which a stage is judged.
+
+Only `committed` is success, a silent device has failed, and a device that had too
+little traffic to judge the new model counts neither way: it is no evidence.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from fleet.plan import Assignment, Stage
+from skerry.states import ASSIGNMENT_ENDS, ASSIGNMENT_FAILURES, AssignmentState
+
+__all__ = ["NO_TRAFFIC", "Tally", "count", "in_words"]
+
+NO_TRAFFIC: Final = "insufficient_data"  # the code of a probation that saw too few requests
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """A stage's devices by what came of them; each list in the stage's order."""
+
+    committed: list[str]
+    failed: list[str]  # said so themselves, or timed out
+    starved: list[str]  # too little traffic to judge the new model
+    left_out: list[str]  # neither way: had it, cannot run it, withdrawn (rule 4)
+    under_way: list[str]
+    why: dict[str, str]  # of the failed ones
+
+    @property
+    def asked(self) -> int:
+        """The denominator: devices notified and able to take the release."""
+        return len(self.committed) + len(self.failed) + len(self.starved) + len(self.under_way)
+
+    @property
+    def evidence(self) -> int:
+        """How many devices have committed or failed."""
+        return len(self.committed) + len(self.failed)
+
+    def sentence(self) -> str:
+        """The counts in words."""
+        parts = [f"{len(self.committed)} of {in_words(self.asked)} notified committed"]
+        if self.failed:
+            why = "; ".join(f"{device}: {self.why[device]}" for device in self.failed[:3])
+            parts.append(f"{len(self.failed)} failed ({why})")
+        if self.starved:
+            parts.append(f"{len(self.starved)} saw too few requests to judge")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out")
+        if self.under_way:
+            parts.append(f"{len(self.under_way)} under way")
+        return ", ".join(parts)
+
+
+def count(stage: Stage, assignments: Mapping[str, Assignment]) -> Tally:
+    """Return what came of a stage's devices (rules 1, 2 and 4)."""
+    tally = Tally([], [], [], [], [], {})
+    for device in stage.devices:
+        known = assignments.get(device)
+        if known is None:
+            tally.under_way.append(device)
+        elif known.state is AssignmentState.COMMITTED:
+            tally.committed.append(device)
+        elif known.state in ASSIGNMENT_FAILURES and known.code == NO_TRAFFIC:
+            tally.starved.append(device)
+        elif known.state in ASSIGNMENT_FAILURES:
+            tally.failed.append(device)
+            tally.why[device] = " ".join(filter(None, (known.state, known.code or known.phase)))
+        elif known.state in ASSIGNMENT_ENDS:
+            tally.left_out.append(device)
+        else:
+            tally.under_way.append(device)
+    return tally
+
+
+def in_words(number: int) -> str:
+    """Return a number of devices as a person says it."""
+    return f"{number} device" if number == 1 else f"{number} devices"
