@@ -9,18 +9,19 @@ must not write.
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from fleet.migrate import upgrade
 from skerry.errors import SkerryError, UnreachableError, UsageError
 
-__all__ = ["Database", "open_database"]
+__all__ = ["Database", "open_database", "upsert"]
 
 BUSY_TIMEOUT_S: Final = 30.0
 POOL_SIZE: Final = 8
@@ -112,3 +113,30 @@ def _use_sqlite_well(engine: Engine) -> None:
         # a writer that begins as a reader may find the database changed under it
         writes = connection.get_execution_options().get("skerry_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def upsert(
+    connection: Connection,
+    table: Table,
+    keys: Sequence[str],
+    *,
+    columns: Sequence[str] | None = None,
+    add: Sequence[str] = (),
+) -> sqlite.Insert | postgresql.Insert:
+    """Return an insert that replaces the row of the same keys.
+
+    Args:
+        connection: says which database it is for.
+        table: where to.
+        keys: columns of the primary key.
+        columns: which columns are replaced; all but the keys if not given.
+        add: of these, those whose new value is added to the old.
+    """
+    replaced = [c for c in columns or [c.name for c in table.columns] if c not in keys]
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement: Any = make(table)
+    new = statement.excluded
+    return statement.on_conflict_do_update(  # type: ignore[no-any-return]  # two dialects, one API
+        index_elements=list(keys),
+        set_={name: table.c[name] + new[name] if name in add else new[name] for name in replaced},
+    )

@@ -52,7 +52,9 @@ devices = Table(
     Column("inventory", Text, nullable=False, server_default="{}"),  # wire Inventory, by the device
     Column("hw_class", Short, nullable=False, server_default=""),
     Column("report_key", LargeBinary),  # 32 raw bytes, Ed25519
-    Column("mqtt_client_id", Short),
+    Column("client_id", Short),  # under which it speaks MQTT
+    Column("certificate", Text),  # PEM: the device's, then the issuing authority's
+    Column("certificate_expires", Double),
     Column("created_at", Double, nullable=False),
     Column("enrolled_at", Double),
 )
@@ -65,18 +67,6 @@ tokens = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("used_at", Double),
-    Index(None, "device"),
-)
-
-certificates = Table(
-    "certificates",
-    METADATA,
-    Column("serial", String(40), primary_key=True),  # hex
-    Column("device", Id, ForeignKey("devices.device"), nullable=False),
-    Column("pem", Text, nullable=False),
-    Column("not_before", Double, nullable=False),
-    Column("not_after", Double, nullable=False),
-    Column("revoked_at", Double),
     Index(None, "device"),
 )
 
@@ -159,15 +149,15 @@ assignments = Table(
     METADATA,
     Column("assignment", Short, primary_key=True),
     Column("rollout", Id, ForeignKey("rollouts.rollout"), nullable=False),
-    Column("stage", Integer, nullable=False),  # position in the plan; -1 for a rollback
+    Column("stage", Id, nullable=False),
+    Column("returns", Short),  # the assignment that this one undoes, NULL for a forward one
     Column("device", Id, ForeignKey("devices.device"), nullable=False),
     Column("slot", Id, nullable=False),
     Column("attempt", Integer, nullable=False, server_default="1"),
     Column("state", Short, nullable=False),  # skerry.states.AssignmentState
-    Column("target", String(255), nullable=False),
-    Column("bundle", Digest, nullable=False),
-    Column("previous_target", String(255)),  # what ran in the slot before, to go back to
-    Column("previous_bundle", Digest),
+    Column("target", String(255), nullable=False),  # empty: the slot is taken out
+    Column("bundle", String(71), nullable=False),
+    Column("previous", String(255), nullable=False, server_default=""),  # target that ran before
     Column("variant", Short),
     Column("phase", Short),
     Column("code", Short),
@@ -332,7 +322,8 @@ verdicts = Table(
     METADATA,
     Column("n", Serial, primary_key=True),
     Column("rollout", Id, ForeignKey("rollouts.rollout"), nullable=False),
-    Column("stage", Integer, nullable=False),
+    Column("stage", Id, nullable=False),
+    Column("attempt", Integer, nullable=False),
     Column("state", Short, nullable=False),  # skerry.states.AnalysisState
     Column("reason", Text, nullable=False),
     Column("body", Text, nullable=False),  # the whole verdict, JSON

@@ -78,7 +78,9 @@ def upgrade() -> None:
         sa.Column("inventory", sa.Text(), server_default="{}", nullable=False),
         sa.Column("hw_class", sa.String(length=128), server_default="", nullable=False),
         sa.Column("report_key", sa.LargeBinary(), nullable=True),
-        sa.Column("mqtt_client_id", sa.String(length=128), nullable=True),
+        sa.Column("client_id", sa.String(length=128), nullable=True),
+        sa.Column("certificate", sa.Text(), nullable=True),
+        sa.Column("certificate_expires", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("enrolled_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("device", name=op.f("pk_devices")),
@@ -241,15 +243,15 @@ def upgrade() -> None:
         "assignments",
         sa.Column("assignment", sa.String(length=128), nullable=False),
         sa.Column("rollout", sa.String(length=63), nullable=False),
-        sa.Column("stage", sa.Integer(), nullable=False),
+        sa.Column("stage", sa.String(length=63), nullable=False),
+        sa.Column("returns", sa.String(length=128), nullable=True),
         sa.Column("device", sa.String(length=63), nullable=False),
         sa.Column("slot", sa.String(length=63), nullable=False),
         sa.Column("attempt", sa.Integer(), server_default="1", nullable=False),
         sa.Column("state", sa.String(length=128), nullable=False),
         sa.Column("target", sa.String(length=255), nullable=False),
         sa.Column("bundle", sa.String(length=71), nullable=False),
-        sa.Column("previous_target", sa.String(length=255), nullable=True),
-        sa.Column("previous_bundle", sa.String(length=71), nullable=True),
+        sa.Column("previous", sa.String(length=255), server_default="", nullable=False),
         sa.Column("variant", sa.String(length=128), nullable=True),
         sa.Column("phase", sa.String(length=128), nullable=True),
         sa.Column("code", sa.String(length=128), nullable=True),
@@ -279,22 +281,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["digest"], ["blobs.digest"], name=op.f("fk_bundle_blobs_digest")),
         sa.PrimaryKeyConstraint("bundle", "digest", name=op.f("pk_bundle_blobs")),
     )
-    op.create_table(
-        "certificates",
-        sa.Column("serial", sa.String(length=40), nullable=False),
-        sa.Column("device", sa.String(length=63), nullable=False),
-        sa.Column("pem", sa.Text(), nullable=False),
-        sa.Column("not_before", sa.Double(), nullable=False),
-        sa.Column("not_after", sa.Double(), nullable=False),
-        sa.Column("revoked_at", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["device"], ["devices.device"], name=op.f("fk_certificates_device")
-        ),
-        sa.PrimaryKeyConstraint("serial", name=op.f("pk_certificates")),
-    )
-    with op.batch_alter_table("certificates", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_certificates_device"), ["device"], unique=False)
-
     op.create_table(
         "commands",
         sa.Column("command", sa.String(length=128), nullable=False),
@@ -349,7 +335,8 @@ def upgrade() -> None:
         "verdicts",
         sa.Column("n", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("rollout", sa.String(length=63), nullable=False),
-        sa.Column("stage", sa.Integer(), nullable=False),
+        sa.Column("stage", sa.String(length=63), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
