@@ -174,6 +174,19 @@ class Queries:
         with self._database.read() as connection:
             return [_alert(row) for row in connection.execute(query)]
 
+    def change_mark(self) -> str:
+        """Return a text that differs whenever something that operators watch has changed."""
+        columns = (
+            func.max(schema.rollouts.c.updated_at),
+            func.max(schema.assignments.c.updated_at),
+            func.max(schema.reported.c.stored_at),
+            func.max(schema.alerts.c.updated_at),
+            func.max(schema.drift_reports.c.at),
+        )
+        with self._database.read() as connection:
+            marks = [connection.execute(select(column)).scalar() for column in columns]
+        return "-".join(f"{mark or 0:.3f}" for mark in marks)
+
     # --- what was stored --------------------------------------------------------------
 
     def window_counts(self, model: str, model_version: str, min_n: int) -> dict[str, int]:

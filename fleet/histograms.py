@@ -1,0 +1,80 @@
+"""Baseline against live, column by column, on the baseline's own bins."""
+
+from typing import Final
+
+import msgspec
+
+from fleet.queries import Queries
+from skerry.canonical import from_msgpack
+from skerry.manifest import Baseline, BaselineColumn
+from skerry.sketch import CategoricalSpec, Column, NumericCounts, merge_columns
+
+__all__ = ["Histogram", "histograms"]
+
+MAX_BASELINE_BYTES: Final = 4 << 20
+MAX_COLUMNS_BYTES: Final = 1 << 20
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Shares of one column: the training data's and a device's latest windows'.
+
+    `labels` name the cells, the first and last being below and above the edges of a
+    numeric column. Shares add up to 1 each, unless there is nothing.
+    """
+
+    column: str
+    kind: str  # numeric, categorical
+    labels: list[str]
+    baseline: list[float]
+    live: list[float]
+    baseline_n: int
+    live_n: int
+
+
+def histograms(queries: Queries, device: str, model: str, windows: int) -> list[Histogram]:
+    """Return a device's latest windows of a model beside the baseline of its bundle."""
+    rows = queries.latest_windows(device, model, max(1, min(windows, 200)))
+    if not rows:
+        return []
+    bundle = rows[0].bundle  # the latest; windows of other bundles stand on other edges
+    baseline = from_msgpack(queries.baseline(bundle), Baseline, limit=MAX_BASELINE_BYTES)
+    live: dict[str, Column] = {}
+    for row in rows:
+        if row.bundle == bundle:
+            columns = from_msgpack(row.columns, dict[str, Column], limit=MAX_COLUMNS_BYTES)
+            live = merge_columns(live, columns)
+    return [
+        _histogram(name, known, live[name])
+        for name, known in baseline.columns.items()
+        if name in live
+    ]
+
+
+def _histogram(name: str, known: BaselineColumn, live: Column) -> Histogram:
+    spec = known.spec
+    if isinstance(spec, CategoricalSpec):
+        labels = [*spec.values, "other", "unseen"]
+    else:
+        inner = [
+            f"{low:.3g} to {high:.3g}"
+            for low, high in zip(spec.edges, spec.edges[1:], strict=False)
+        ]
+        labels = [f"below {spec.edges[0]:.3g}", *inner, f"above {spec.edges[-1]:.3g}"]
+    return Histogram(
+        column=name,
+        kind="categorical" if isinstance(spec, CategoricalSpec) else "numeric",
+        labels=labels,
+        baseline=_shares(known.counts),
+        live=_shares(live),
+        baseline_n=known.counts.n,
+        live_n=live.n,
+    )
+
+
+def _shares(column: Column) -> list[float]:
+    if isinstance(column, NumericCounts):
+        cells = [column.below, *column.bins, column.above]
+    else:
+        cells = [*column.counts, column.other, column.unseen]
+    total = sum(cells)
+    return [cell / total if total else 0.0 for cell in cells]
