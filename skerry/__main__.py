@@ -5,9 +5,8 @@ none of them, and a command whose extra is not installed says which one to insta
 """
 
 import importlib
+import sys
 from typing import Final, NamedTuple
-
-import click
 
 __all__ = ["main"]
 
@@ -37,37 +36,53 @@ COMMANDS: Final = {
     "demo": Entry("devices.cli:demo", "dev", "Tell the whole story on real digits."),
 }
 
-
-class _Lazy(click.Group):
-    """A group that imports a command when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        module, _, name = entry.target.partition(":")
-        try:
-            command: click.Command = getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as missing:
-            raise click.UsageError(
-                f"`skerry {cmd_name}` needs {missing.name}, which is not installed: "
-                f'pip install "skerry[{entry.extra}]"'
-            ) from None
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+# A device's install is the base dependencies, and click is not among them.
+NO_CLICK: Final = """\
+Error: `skerry` needs click, which a device's install leaves out: pip install "skerry[fleet]"
+(or "skerry[compiler]"). On a device the command is `skerry-agent`.
+"""
 
 
-@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="skerry")
 def main() -> None:
-    """Run machine-learning models on many small machines, and keep them honest."""
+    """Run one of the sub-commands."""
+    try:
+        import click
+    except ModuleNotFoundError:
+        sys.stderr.write(NO_CLICK)
+        raise SystemExit(2) from None
+
+    class Lazy(click.Group):
+        """A group that imports a command when it is asked for."""
+
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return list(COMMANDS)
+
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            entry = COMMANDS.get(cmd_name)
+            if entry is None:
+                return None
+            module, _, name = entry.target.partition(":")
+            try:
+                command: click.Command = getattr(importlib.import_module(module), name)
+            except ModuleNotFoundError as missing:
+                raise click.UsageError(
+                    f"`skerry {cmd_name}` needs {missing.name}, which is not installed: "
+                    f'pip install "skerry[{entry.extra}]"'
+                ) from None
+            return command
+
+        def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+    group = Lazy(
+        "skerry",
+        help="Run machine-learning models on many small machines, and keep them honest.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    click.version_option(package_name="skerry")(group)
+    group(prog_name="skerry")
 
 
 if __name__ == "__main__":
-    main(prog_name="skerry")
+    main()
