@@ -57,18 +57,17 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class _Sealed(msgspec.Struct, frozen=True, omit_defaults=True):
-    record: msgspec.Raw
+    record: Record
     key_id: str = ""
     signature: str = ""  # base64, over the domain string and the record's canonical bytes
 
 
 def seal_record(record: Record, signer: Signer | None) -> bytes:
     """Return a record as JSON, signed where a key is given."""
-    payload = to_json(record)
     if signer is None:
-        return to_json(_Sealed(msgspec.Raw(payload)))
-    signature = base64.b64encode(signer.sign(DOMAIN + payload)).decode()
-    return to_json(_Sealed(msgspec.Raw(payload), signer.key_id, signature))
+        return to_json(_Sealed(record))
+    signature = base64.b64encode(signer.sign(DOMAIN + to_json(record))).decode()
+    return to_json(_Sealed(record, signer.key_id, signature))
 
 
 def open_record(data: bytes, key: PublicKey | None) -> Record:
@@ -79,7 +78,6 @@ def open_record(data: bytes, key: PublicKey | None) -> Record:
         TrustError: unsigned, or signed by another key.
     """
     sealed = from_json(data, _Sealed, limit=MAX_BYTES)
-    payload = bytes(sealed.record)
     if key is not None:
         if not sealed.signature:
             raise TrustError(f"expected a record signed by {key.key_id}, it is not", "unsigned")
@@ -87,5 +85,5 @@ def open_record(data: bytes, key: PublicKey | None) -> Record:
             signature = base64.b64decode(sealed.signature, validate=True)
         except ValueError:
             raise TrustError("the record's signature is no base64") from None
-        key.verify(DOMAIN + payload, signature)
-    return from_json(payload, Record, limit=MAX_BYTES)
+        key.verify(DOMAIN + to_json(sealed.record), signature)
+    return sealed.record
