@@ -232,7 +232,10 @@ def _groups(
     }
     fleet = np.median([change.delta for change in changes], axis=0)
     groups = []
-    whole = _beyond(fleet, names, settings)
+    # what every site shares: where all moved one way, by the least of them
+    moved = np.array(list(medians.values()))
+    agree = np.abs(np.sign(moved).sum(0)) == len(sites)
+    whole = _beyond(np.sign(fleet) * np.abs(moved).min(0) * agree, names, settings)
     if whole and len(changes) >= settings.min_siblings:
         groups.append(GroupDrift("fleet", "all", whole))
     for site in sites:

@@ -1,0 +1,111 @@
+"""Drift names exactly who moved, in what, and at which level."""
+
+from typing import Any
+
+import pytest
+
+from fleet.drift import DriftReport, DriftSettings, assess
+from fleet.windows import DeviceWindow
+from tests.fakes.windows import BASELINE, FEATURES, FakeDevice, names
+
+PAST, NOW = 12, 3
+
+
+def look(
+    changed: dict[str, dict[str, Any]] | None = None,
+    *,
+    seed: int = 1,
+    past: int = PAST,
+    onset: dict[str, float] | None = None,
+) -> DriftReport:
+    """Look at twelve devices, some of which change in their last three windows."""
+    windows: list[DeviceWindow] = []
+    for name in names():
+        device = FakeDevice(name, seed)
+        windows += [device.window(float(t)) for t in range(past)]
+        extra = (changed or {}).get(name, {})
+        windows += [device.window(float(t), **extra) for t in range(past, past + NOW)]
+    sites = {name: name.split("-")[0] for name in names()}
+    return assess({"old": BASELINE, "new": BASELINE}, windows, sites, 99.0, onset=onset)
+
+
+def drifted(report: DriftReport) -> list[str]:
+    return [device.device for device in report.devices if device.verdict == "drift"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_smudged_devices_of_one_site_are_named_and_no_other(seed: int) -> None:
+    smudge = {"shift": -1.5}
+    report = look({"airport-02": smudge, "airport-05": smudge}, seed=seed)
+    assert drifted(report) == ["airport-02", "airport-05"]
+    named = next(d for d in report.devices if d.device == "airport-02")
+    assert {feature.name for feature in named.features} == set(FEATURES)
+    assert "brightness fell by" in named.words
+
+
+def test_a_quiet_fleet_is_quiet_for_forty_looks() -> None:
+    loud = [seed for seed in range(40) if drifted(look(seed=seed))]
+    assert len(loud) <= 1  # benchmarks/drift_calibration.py has the rate over many more
+
+
+def test_what_everybody_sees_is_the_fleets_and_no_devices() -> None:
+    report = look({name: {"shift": 1.5} for name in names()})
+    assert drifted(report) == []
+    assert [(group.level, group.name) for group in report.groups] == [("fleet", "all")]
+
+
+def test_what_a_site_sees_is_the_sites() -> None:
+    report = look({name: {"shift": 1.5} for name in names() if name.startswith("airport")})
+    assert drifted(report) == []
+    assert [(group.level, group.name) for group in report.groups] == [("site", "airport")]
+
+
+def test_too_few_windows_are_insufficient_and_never_quiet() -> None:
+    report = look(past=5)
+    assert {device.verdict for device in report.devices} == {"insufficient"}
+    assert "are needed" in report.devices[0].words
+
+
+def test_another_bundle_has_another_past() -> None:
+    report = look({"harbour-01": {"bundle": "new", "shift": 3.0}})
+    device = next(d for d in report.devices if d.device == "harbour-01")
+    assert device.verdict == "insufficient"
+
+
+def test_an_input_that_never_changes_is_stuck() -> None:
+    report = look({"harbour-04": {"stuck": "contrast"}})
+    device = next(d for d in report.devices if d.device == "harbour-04")
+    assert device.stuck == ["contrast"]
+    assert device.verdict == "drift"
+    assert "contrast never changes" in device.words
+
+
+def test_what_came_after_the_onset_is_no_part_of_the_past() -> None:
+    windows = []
+    for name in names():
+        device = FakeDevice(name, 3)
+        bad = name == "harbour-02"
+        windows += [device.window(float(t)) for t in range(PAST)]
+        windows += [device.window(float(t), shift=-2.0 * bad) for t in range(PAST, PAST + 40)]
+    sites = {name: name.split("-")[0] for name in names()}
+    settings = DriftSettings(reference_windows=20)
+    forgotten = assess({"old": BASELINE}, windows, sites, 0.0, settings=settings)
+    known = assess(
+        {"old": BASELINE}, windows, sites, 0.0, settings=settings, onset={"harbour-02": PAST}
+    )
+    assert drifted(forgotten) == []
+    assert drifted(known) == ["harbour-02"]
+
+
+def test_skew_against_training_stands_apart_from_drift() -> None:
+    windows = []
+    for name in names():
+        device = FakeDevice(name, 4, offset=0.0)
+        windows += [device.window(float(t), shift=2.0) for t in range(PAST + NOW)]
+    report = assess({"old": BASELINE}, windows, {n: n.split("-")[0] for n in names()}, 0.0)
+    assert drifted(report) == []
+    assert all(set(device.skew) == set(FEATURES) for device in report.devices)
+
+
+def test_a_fleet_without_devices_is_an_empty_report() -> None:
+    assert assess({}, [], {}, 0.0).devices == []
