@@ -147,7 +147,8 @@ rollouts = Table(
 assignments = Table(
     "assignments",
     METADATA,
-    Column("assignment", Short, primary_key=True),
+    Column("n", Serial, primary_key=True),  # order of making: the latest of a slot counts
+    Column("assignment", Short, nullable=False, unique=True),
     Column("rollout", Id, ForeignKey("rollouts.rollout"), nullable=False),
     Column("stage", Id, nullable=False),
     Column("returns", Short),  # the assignment that this one undoes, NULL for a forward one
@@ -169,7 +170,7 @@ assignments = Table(
     Column("ended_at", Double),
     Column("updated_at", Double, nullable=False),
     Index(None, "rollout"),
-    Index(None, "device", "slot"),
+    Index(None, "device", "slot", "n"),
 )
 
 steps = Table(
@@ -188,7 +189,7 @@ desired = Table(
     Column("device", Id, ForeignKey("devices.device"), primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("slots", Text, nullable=False),  # JSON object: slot -> wire SlotDesired
-    Column("message", LargeBinary, nullable=False),  # as signed, to send again
+    Column("director", LargeBinary, nullable=False),  # MessagePack: file name -> signed bytes
     Column("updated_at", Double, nullable=False),
 )
 
@@ -347,8 +348,8 @@ alerts = Table(
     Column("subject", Short, nullable=False),  # what it is about: of one subject, one is open
     Column("state", Short, nullable=False),  # open, acknowledged, closed
     Column("severity", Short, nullable=False),
-    Column("summary", Text, nullable=False),
-    Column("body", Text, nullable=False),  # devices, features, effects: JSON
+    Column("message", Text, nullable=False),
+    Column("body", Text, nullable=False),  # model, devices, features with effects: JSON
     Column("raised_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("acknowledged_at", Double),

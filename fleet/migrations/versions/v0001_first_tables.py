@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("subject", sa.String(length=128), nullable=False),
         sa.Column("state", sa.String(length=128), nullable=False),
         sa.Column("severity", sa.String(length=128), nullable=False),
-        sa.Column("summary", sa.Text(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("raised_at", sa.Double(), nullable=False),
         sa.Column("updated_at", sa.Double(), nullable=False),
@@ -241,6 +241,7 @@ def upgrade() -> None:
 
     op.create_table(
         "assignments",
+        sa.Column("n", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("assignment", sa.String(length=128), nullable=False),
         sa.Column("rollout", sa.String(length=63), nullable=False),
         sa.Column("stage", sa.String(length=63), nullable=False),
@@ -266,11 +267,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["rollout"], ["rollouts.rollout"], name=op.f("fk_assignments_rollout")
         ),
-        sa.PrimaryKeyConstraint("assignment", name=op.f("pk_assignments")),
+        sa.PrimaryKeyConstraint("n", name=op.f("pk_assignments")),
+        sa.UniqueConstraint("assignment", name=op.f("uq_assignments_assignment")),
     )
     with op.batch_alter_table("assignments", schema=None) as batch_op:
         batch_op.create_index(
-            batch_op.f("ix_assignments_device_slot"), ["device", "slot"], unique=False
+            batch_op.f("ix_assignments_device_slot_n"), ["device", "slot", "n"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_assignments_rollout"), ["rollout"], unique=False)
 
@@ -303,7 +305,7 @@ def upgrade() -> None:
         sa.Column("device", sa.String(length=63), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("slots", sa.Text(), nullable=False),
-        sa.Column("message", sa.LargeBinary(), nullable=False),
+        sa.Column("director", sa.LargeBinary(), nullable=False),
         sa.Column("updated_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["device"], ["devices.device"], name=op.f("fk_desired_device")),
         sa.PrimaryKeyConstraint("device", name=op.f("pk_desired")),
