@@ -243,7 +243,10 @@ def _groups(
         others = [change.delta for change in changes if change.site != site]
         if members < settings.min_siblings or len(others) < settings.min_siblings:
             continue
-        apart = _beyond(medians[site] - np.median(others, axis=0), names, settings)
+        # with two sites each is apart from the other: the one that moved is to blame
+        gap, own = medians[site] - np.median(others, axis=0), medians[site]
+        lesser = np.sign(own) * np.minimum(np.abs(gap), np.abs(own)) * (gap * own > 0)
+        apart = _beyond(lesser, names, settings)
         if apart and not whole:
             groups.append(GroupDrift("site", site, apart))
     common = {
