@@ -199,6 +199,18 @@ def gather(source: Source) -> Materials:
             f"{files.model.name} has {names}"
         )
     port = Port.of(graph.inputs[0])
+    inputs = Inputs(
+        recipe=source.digest,
+        model=sha256(files.model.read_bytes()),
+        calibration=sha256(files.calibration.read_bytes()),
+        evaluation=sha256(files.evaluation.read_bytes()),
+        baseline=sha256(files.baseline.read_bytes()),
+    )
+    if inputs.evaluation == inputs.calibration:
+        raise UsageError(
+            "expected evaluation data of its own, data.evaluation equals data.calibration: "
+            "int8 would be judged on the rows that it was fitted to"
+        )
 
     def rows(name: str, *, labelled: bool) -> Rows:
         path = getattr(files, name)
@@ -216,13 +228,7 @@ def gather(source: Source) -> Materials:
         evaluation=evaluation.inputs,
         labels=evaluation.labels,
         baseline=rows("baseline", labelled=False).inputs,
-        inputs=Inputs(
-            recipe=source.digest,
-            model=sha256(files.model.read_bytes()),
-            calibration=sha256(files.calibration.read_bytes()),
-            evaluation=sha256(files.evaluation.read_bytes()),
-            baseline=sha256(files.baseline.read_bytes()),
-        ),
+        inputs=inputs,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from compiler.recipe import Recipe
 from skerry.manifest import CandidateReport, Evaluation, TensorSpec
@@ -41,8 +42,7 @@ def make_card(
         ),
         _classes(recipe),
         "## Evaluation",
-        f"{evaluation.metric.capitalize()} on {evaluation.n} rows that the model was not "
-        "calibrated on; the gate takes at most "
+        f"{evaluation.metric.capitalize()} on {evaluation.n} rows; the gate takes at most "
         f"{recipe.gate.max_drop:g} below fp32 and at least {recipe.gate.min_value:g}.",
         _table(
             ("precision", "bytes", evaluation.metric, "first choice", "why"),
@@ -62,7 +62,7 @@ def _front_matter(recipe: Recipe, evaluation: Evaluation) -> str:
     chosen = next(c for c in evaluation.candidates if c.chosen)
     result = {
         "task": {"type": "classification"},
-        "dataset": {"type": "private", "name": recipe.data.evaluation},
+        "dataset": {"type": "private", "name": PurePosixPath(recipe.data.evaluation).name},
         "metrics": [{"type": evaluation.metric, "value": chosen.accuracy}],
     }
     fields: dict[str, object] = {

@@ -362,9 +362,10 @@ def _token(path: Path | None) -> str:
     token = (
         _read(path, "a token").decode(errors="replace") if path else os.environ.get("SKERRY_TOKEN")
     )
-    if not token or not token.strip():
+    token = (token or "").strip()
+    if not token or not token.isascii() or not token.isprintable():
         raise UsageError("expected an operator's token: give --token-file, or set SKERRY_TOKEN")
-    return token.strip()
+    return token
 
 
 def _current(publisher: str, fleet: str | None, metadata: Path | None) -> bytes | None:

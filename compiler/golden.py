@@ -109,4 +109,4 @@ def _tensor(name: str, values: NDArray[Any]) -> GoldenTensor:
 def _round_up(value: float) -> float:
     """Return the value with two significant digits, upwards: it is a tolerance, no measurement."""
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / step) * step
+    return float(f"{math.ceil(value / step) * step:.2g}")
