@@ -37,7 +37,7 @@ The rules, in order:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -57,12 +57,11 @@ from fleet.decisions import (
     start_return,
 )
 from fleet.plan import Assignment, Plan, Rollout, Stage, StagePlan, check_plan, current, share
+from fleet.returns import return_all, time_out, withdraw
 from fleet.tally import Tally, count, in_words
 from skerry.states import (
-    ASSIGNMENT_ENDS,
     ASSIGNMENT_FAILURES,
     AnalysisState,
-    AssignmentState,
     PauseReason,
     RolloutState,
     StageState,
@@ -179,14 +178,14 @@ def decide(
             many = in_words(len(rollout.devices))
             return [RolloutTo(RolloutState.RUNNING, f"started for {many}", now)]
         case RolloutState.RUNNING:
-            late = _time_out(rollout, assignments, now)
+            late = time_out(rollout, assignments, now)
             return late or _run(rollout, assignments, verdicts, now)
         case RolloutState.PAUSED:
-            return _time_out(rollout, assignments, now)
+            return time_out(rollout, assignments, now)
         case RolloutState.ABORTED:
-            return _withdraw(rollout, assignments)
+            return withdraw(rollout, assignments)
         case RolloutState.ROLLING_BACK:
-            return _return_all(rollout, assignments, now)
+            return return_all(rollout, assignments, now)
         case _:
             return []
 
@@ -339,85 +338,3 @@ def _fail(rollout: Rollout, stage: Stage, reason: str, now: float) -> list[Decis
 def _completed(rollout: Rollout, assignments: Mapping[str, Assignment]) -> str:
     whole = Stage("all", devices=tuple(d for stage in rollout.stages for d in stage.devices))
     return f"{count(whole, assignments).sentence()}, in {len(rollout.stages)} stages"
-
-
-# --- devices taken back: rules 2, 10 and 11 -------------------------------------
-
-
-def _time_out(
-    rollout: Rollout, assignments: Mapping[str, Assignment], now: float
-) -> list[Decision]:
-    limit = rollout.plan.assignment_timeout_s
-    made: list[Decision] = []
-    for known in _ordered(rollout, assignments):
-        if known.state is AssignmentState.QUEUED or known.state in ASSIGNMENT_ENDS:
-            continue
-        if now - known.notified_at >= limit:
-            reason = f"{known.state} {now - known.notified_at:.0f} s after it was notified; the limit is {limit:g} s"
-            made += _take_back(known, AssignmentState.TIMED_OUT, reason)
-    return made
-
-
-def _withdraw(rollout: Rollout, assignments: Mapping[str, Assignment]) -> list[Decision]:
-    """End what is under way; what has reached an end stays."""
-    made: list[Decision] = []
-    for known in _ordered(rollout, assignments):
-        if known.state is AssignmentState.QUEUED:
-            made.append(AssignmentTo(known.device, AssignmentState.CANCELED, rollout.reason))
-        elif known.state not in ASSIGNMENT_ENDS:
-            made += _take_back(known, AssignmentState.CANCELED, rollout.reason)
-    return made
-
-
-def _take_back(known: Assignment, state: AssignmentState, reason: str) -> list[Decision]:
-    made: list[Decision] = [AssignmentTo(known.device, state, reason)]
-    if known.current and known.back is None:
-        made.append(RollBack(known.device, known.previous, reason))
-    return made
-
-
-_STAYS: Final = frozenset(  # nothing of this rollout is, or will come, on these devices
-    {
-        AssignmentState.QUEUED,
-        AssignmentState.ALREADY_INSTALLED,
-        AssignmentState.SUPERSEDED,
-        AssignmentState.DECOMMISSIONED,
-    }
-)
-_BACK: Final = frozenset({AssignmentState.COMMITTED, AssignmentState.ALREADY_INSTALLED})
-
-
-def _return_all(
-    rollout: Rollout, assignments: Mapping[str, Assignment], now: float
-) -> list[Decision]:
-    made = _withdraw(rollout, assignments)
-    touched = [
-        known
-        for known in _ordered(rollout, assignments)
-        if known.notified_at > 0 and known.current and known.state not in _STAYS
-    ]
-    for known in touched:
-        if known.back is None and known.state in ASSIGNMENT_ENDS:
-            made.append(RollBack(known.device, known.previous, rollout.reason))
-        elif known.back in _BACK and known.state is AssignmentState.COMMITTED:
-            reason = f"returned to {known.previous or 'nothing'}: {rollout.reason}"
-            made.append(AssignmentTo(known.device, AssignmentState.ROLLED_BACK, reason))
-    patience = rollout.plan.assignment_timeout_s
-    waiting = [
-        known
-        for known in touched
-        if known.back is not None
-        and known.back not in ASSIGNMENT_ENDS
-        and now - known.back_at < patience
-    ]
-    if made or waiting:
-        return made
-    returned = sum(known.back in _BACK for known in touched)
-    reason = f"{rollout.reason}; {returned} of {in_words(len(touched))} returned"
-    if returned < len(touched):
-        reason += f", {len(touched) - returned} did not confirm and will be told when they are back"
-    return [RolloutTo(RolloutState.ROLLED_BACK, reason, now)]
-
-
-def _ordered(rollout: Rollout, assignments: Mapping[str, Assignment]) -> list[Assignment]:
-    return [assignments[device] for device in rollout.devices if device in assignments]

@@ -1,0 +1,94 @@
+"""Devices taken back: timed out, withdrawn by an abort, returned by a rollback.
+
+Rules 2, 10 and 11 of `fleet.rollout`. A device is taken back by a new assignment to what
+it ran before, so that it never installs a dead release when it returns, however late.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from fleet.decisions import AssignmentTo, Decision, RollBack, RolloutTo
+from fleet.plan import Assignment, Rollout
+from fleet.tally import in_words
+from skerry.states import ASSIGNMENT_ENDS, AssignmentState, RolloutState
+
+__all__ = ["return_all", "time_out", "withdraw"]
+
+
+def time_out(rollout: Rollout, assignments: Mapping[str, Assignment], now: float) -> list[Decision]:
+    """Return what ends and takes back the assignments that took too long (rule 2)."""
+    limit = rollout.plan.assignment_timeout_s
+    made: list[Decision] = []
+    for known in _ordered(rollout, assignments):
+        if known.state is AssignmentState.QUEUED or known.state in ASSIGNMENT_ENDS:
+            continue
+        if now - known.notified_at >= limit:
+            reason = f"{known.state} {now - known.notified_at:.0f} s after it was notified; the limit is {limit:g} s"
+            made += _take_back(known, AssignmentState.TIMED_OUT, reason)
+    return made
+
+
+def withdraw(rollout: Rollout, assignments: Mapping[str, Assignment]) -> list[Decision]:
+    """Return what ends the assignments under way; what has reached an end stays (rule 10)."""
+    made: list[Decision] = []
+    for known in _ordered(rollout, assignments):
+        if known.state is AssignmentState.QUEUED:
+            made.append(AssignmentTo(known.device, AssignmentState.CANCELED, rollout.reason))
+        elif known.state not in ASSIGNMENT_ENDS:
+            made += _take_back(known, AssignmentState.CANCELED, rollout.reason)
+    return made
+
+
+def _take_back(known: Assignment, state: AssignmentState, reason: str) -> list[Decision]:
+    made: list[Decision] = [AssignmentTo(known.device, state, reason)]
+    if known.current and known.back is None:
+        made.append(RollBack(known.device, known.previous, reason))
+    return made
+
+
+_STAYS: Final = frozenset(  # nothing of this rollout is, or will come, on these devices
+    {
+        AssignmentState.QUEUED,
+        AssignmentState.ALREADY_INSTALLED,
+        AssignmentState.SUPERSEDED,
+        AssignmentState.DECOMMISSIONED,
+    }
+)
+_BACK: Final = frozenset({AssignmentState.COMMITTED, AssignmentState.ALREADY_INSTALLED})
+
+
+def return_all(
+    rollout: Rollout, assignments: Mapping[str, Assignment], now: float
+) -> list[Decision]:
+    """Return what brings every device back, and the end once all have answered (rule 10)."""
+    made = withdraw(rollout, assignments)
+    touched = [
+        known
+        for known in _ordered(rollout, assignments)
+        if known.notified_at > 0 and known.current and known.state not in _STAYS
+    ]
+    for known in touched:
+        if known.back is None and known.state in ASSIGNMENT_ENDS:
+            made.append(RollBack(known.device, known.previous, rollout.reason))
+        elif known.back in _BACK and known.state is AssignmentState.COMMITTED:
+            reason = f"returned to {known.previous or 'nothing'}: {rollout.reason}"
+            made.append(AssignmentTo(known.device, AssignmentState.ROLLED_BACK, reason))
+    patience = rollout.plan.assignment_timeout_s
+    waiting = [
+        known
+        for known in touched
+        if known.back is not None
+        and known.back not in ASSIGNMENT_ENDS
+        and now - known.back_at < patience
+    ]
+    if made or waiting:
+        return made
+    returned = sum(known.back in _BACK for known in touched)
+    reason = f"{rollout.reason}; {returned} of {in_words(len(touched))} returned"
+    if returned < len(touched):
+        reason += f", {len(touched) - returned} did not confirm and will be told when they are back"
+    return [RolloutTo(RolloutState.ROLLED_BACK, reason, now)]
+
+
+def _ordered(rollout: Rollout, assignments: Mapping[str, Assignment]) -> list[Assignment]:
+    return [assignments[device] for device in rollout.devices if device in assignments]
