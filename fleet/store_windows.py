@@ -1,0 +1,105 @@
+"""Sketch windows in the database, as the analyses read them, and what they concluded."""
+
+from typing import Any
+
+from sqlalchemy import delete, func, select
+
+from fleet.database import Database, upsert
+from fleet.drift import DriftReport
+from fleet.schema import contexts, drift_reports, predictions, windows
+from fleet.windows import DeviceWindow
+from skerry.canonical import from_json, from_msgpack, to_json
+from skerry.sketch import Column, merge_columns
+
+__all__ = ["WindowStore"]
+
+Columns = dict[str, Column]
+
+
+class WindowStore:
+    """Reads windows; forgets old ones; keeps the latest drift report of each model."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def windows(self, model: str, since: float) -> list[DeviceWindow]:
+        """Return the windows of a model that began at `since` or later.
+
+        A process that was killed leaves the rest of its window to its successor: parts
+        of one window are merged.
+
+        Args:
+            model: of any version.
+            since: Unix seconds.
+        """
+        w, c = windows.c, contexts.c
+        query = (
+            select(w.device, c.bundle, w.start, w.length_s, w.n, w.errors, w.columns)
+            .join(contexts, c.context == w.context)
+            .where(c.model == model, w.start >= since)
+            .order_by(w.start)
+        )
+        with self._db.read() as connection:
+            rows = connection.execute(query).all()
+        found: dict[tuple[Any, ...], DeviceWindow] = {}
+        for device, bundle, start, length_s, n, errors, packed in rows:
+            columns = from_msgpack(bytes(packed), Columns)
+            key = (device, bundle, start, length_s)
+            part = found.get(key)
+            if part is not None:
+                n, errors = n + part.n, errors + part.errors
+                columns = merge_columns(dict(part.columns), columns)
+            found[key] = DeviceWindow(device, bundle, start, length_s, n, errors, columns)
+        return list(found.values())
+
+    def models_since(self, since: float) -> list[str]:
+        """Return the models that had windows since a time (Unix seconds)."""
+        query = (
+            select(contexts.c.model)
+            .join(windows, windows.c.context == contexts.c.context)
+            .where(windows.c.start >= since)
+            .distinct()
+        )
+        with self._db.read() as connection:
+            return sorted(connection.scalars(query))
+
+    def longest_window_s(self, model: str, since: float) -> float:
+        """Return the length of the longest recent window of a model, 0 for none."""
+        query = (
+            select(func.max(windows.c.length_s))
+            .join(contexts, contexts.c.context == windows.c.context)
+            .where(contexts.c.model == model, windows.c.start >= since)
+        )
+        with self._db.read() as connection:
+            return float(connection.scalar(query) or 0.0)
+
+    def put_drift_report(self, model: str, report: DriftReport) -> None:
+        """Keep the latest report of a model."""
+        row = {"model": model, "body": to_json(report).decode(), "at": report.at}
+        with self._db.write() as connection:
+            connection.execute(upsert(connection, drift_reports, ["model"]), [row])
+
+    def drift_report(self, model: str) -> DriftReport | None:
+        """Return the latest report of a model."""
+        with self._db.read() as connection:
+            body = connection.scalar(
+                select(drift_reports.c.body).where(drift_reports.c.model == model)
+            )
+        return None if body is None else from_json(body.encode(), DriftReport)
+
+    def prune(self, *, predictions_before: float, windows_before: float, limit: int) -> int:
+        """Forget old predictions and windows, at most `limit` rows of each; return how many."""
+        p, w = predictions.c, windows.c
+        with self._db.write() as connection:
+            old = select(p.n).where(p.at < predictions_before).order_by(p.at).limit(limit)
+            gone = connection.execute(delete(predictions).where(p.n.in_(old))).rowcount
+            starts = list(
+                connection.scalars(
+                    select(w.start).where(w.start < windows_before).order_by(w.start).limit(limit)
+                )
+            )
+            if starts:
+                gone += connection.execute(
+                    delete(windows).where(w.start <= starts[-1], w.start < windows_before)
+                ).rowcount
+        return gone
