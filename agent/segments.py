@@ -40,6 +40,7 @@ __all__ = [
     "Header",
     "SegmentReader",
     "boots",
+    "cut_tail",
     "is_live",
     "iter_records",
     "lock_boot",
@@ -226,6 +227,17 @@ def settle(boot_dir: Path) -> None:
                     os.fdatasync(file.fileno())
         except FileNotFoundError:
             continue
+
+
+def cut_tail(path: Path) -> None:
+    """Cut a dead boot's segment to the records that are whole; may be done twice."""
+    try:
+        with SegmentReader(path) as reader:
+            while reader.read():
+                pass
+            os.truncate(path, reader.offset)
+    except (FormatError, NotFoundError, FileNotFoundError):
+        return
 
 
 def lock_boot(boot_dir: Path) -> int | None:

@@ -1,0 +1,248 @@
+"""What serve keeps of every answered prediction: a record at once, counts per window.
+
+`record` appends to the spool before the reply leaves, and puts the row into the open
+window of its context. A window is closed once it is over: its rows are counted
+(vectorised, by `skerry.counting`) and written as a `SketchWindow`. A row belongs to
+the window of the moment at which it was recorded, so that another process can rebuild
+the same counts from the records alone (`agent.recover`).
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.segments import CountPlan
+from agent.spool import NO_ROOM, Spool
+from skerry.canonical import to_msgpack
+from skerry.counting import count_categorical, count_numeric
+from skerry.manifest import Baseline, Manifest
+from skerry.records import Prediction, SketchWindow
+from skerry.sketch import CategoricalSpec, Column, merge_columns
+
+__all__ = ["GRACE_S", "Observer", "RecentIds", "WindowRows", "count_plan", "window_start"]
+
+GRACE_S: Final = 0.2  # after a window's end, before it is closed without traffic
+FOLD_ROWS: Final = 8192  # rows held before they become counts
+MAX_WAITING: Final = 256  # counted windows that wait for room in the spool
+FIXED_COLUMNS: Final = ("prediction", "confidence", "latency_us")
+
+
+def count_plan(manifest: Manifest, baseline: Baseline) -> CountPlan:
+    """Return how a release's predictions are counted."""
+    columns = {name: column.spec for name, column in baseline.columns.items()}
+    outputs = {output.name: output for output in manifest.outputs}
+    names = outputs[manifest.prediction.output].class_names
+    classes: list[int] = []
+    spec = columns.get("prediction")
+    if isinstance(spec, CategoricalSpec):
+        position = {value: place for place, value in enumerate(spec.values)}
+        named = names or [str(i) for i in range(len(spec.values))]
+        classes = [position.get(name, -1) for name in named]
+    return CountPlan([feature.name for feature in manifest.features], classes, columns)
+
+
+def window_start(at: float, window_s: float) -> float:
+    """Return the start of the window that a moment lies in, a multiple of its length."""
+    return math.floor(at / window_s) * window_s
+
+
+class RecentIds:
+    """The last request ids, oldest forgotten first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity: Final = capacity
+        self._ids: dict[str, None] = {}
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, id: str) -> None:
+        """Remember an id; the oldest goes where there is no room."""
+        self._ids[id] = None
+        if len(self._ids) > self.capacity:
+            del self._ids[next(iter(self._ids))]
+
+
+class WindowRows:
+    """The rows of one window of one context, until they become counts."""
+
+    def __init__(self, plan: CountPlan, start: float, length_s: float) -> None:
+        self._plan = plan
+        self._names = (*FIXED_COLUMNS, *plan.features)
+        self._rows = array("d")
+        self._folded: dict[str, Column] = {}
+        self.start = start
+        self.length_s = length_s
+        self.n = 0
+        self.errors = 0
+        self.first = self.last = NO_ROOM  # seqs of the boot that recorded the rows
+
+    def add(self, row: Sequence[float], seq: int) -> None:
+        """Take one row: prediction, confidence, latency_us, then the features."""
+        self._rows.extend(row)
+        self.n += 1
+        if seq:
+            self.last = seq
+            if not self.first:
+                self.first = seq
+        if len(self._rows) >= FOLD_ROWS * len(self._names):
+            self._fold()
+
+    def columns(self) -> dict[str, Column]:
+        """Return the counts of all rows, by column."""
+        self._fold()
+        return self._folded
+
+    def _fold(self) -> None:
+        table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(self._names))
+        values = dict(zip(self._names, table.T, strict=True))
+        counts = {
+            name: count_categorical(self._codes(values[name]), spec)
+            if isinstance(spec, CategoricalSpec)
+            else count_numeric(values[name], spec)
+            for name, spec in self._plan.columns.items()
+            if name in values
+        }
+        del table, values  # the array is in use, and cannot be replaced, while they look at it
+        self._folded = merge_columns(self._folded, counts) if self._folded else counts
+        self._rows = array("d")
+
+    def _codes(self, classes: NDArray[np.float64]) -> NDArray[np.int64]:
+        known = self._plan.classes
+        return np.array(
+            [known[int(c)] if 0 <= c < len(known) else -1 for c in classes.tolist()],
+            dtype=np.int64,
+        )
+
+
+class Observer:
+    """Records predictions, closes windows.
+
+    Args:
+        spool: where records go.
+        plans: one per context of the spool's header.
+        window_s: length of a window.
+        recent: ids that are answered again, but neither recorded nor counted again.
+    """
+
+    def __init__(
+        self, spool: Spool, plans: Sequence[CountPlan], window_s: float, recent: RecentIds
+    ) -> None:
+        self._spool = spool
+        self._plans = plans
+        self._open: list[WindowRows | None] = [None] * len(plans)
+        self._over: list[tuple[int, WindowRows]] = []
+        self._waiting: list[bytes] = []
+        self.window_s = window_s
+        self.recent = recent
+        self.windows = 0
+        self.windows_lost = 0
+
+    def record(
+        self,
+        ctx: int,
+        id: str,
+        *,
+        at: float,
+        prediction: int,
+        confidence: float,
+        latency_us: int,
+        features: list[float],
+    ) -> bool:
+        """Record and count one answered prediction, unless its id was seen before.
+
+        Returns:
+            Whether it was new.
+        """
+        if id in self.recent:
+            return False
+        payload = to_msgpack(
+            Prediction(id, at, ctx, prediction, confidence, latency_us, features)
+        )  # fmt: skip
+        seq = self._spool.append(payload)
+        self.recent.add(id)
+        self._window(ctx, at).add((prediction, confidence, latency_us, *features), seq)
+        return True
+
+    def error(self, ctx: int, at: float) -> None:
+        """Count one request that the model failed to answer."""
+        self._window(ctx, at).errors += 1
+
+    def close_due(self, now: float) -> None:
+        """Close the windows that are over."""
+        for ctx, window in enumerate(self._open):
+            if window is not None and not (
+                window.start <= now < window.start + window.length_s + GRACE_S
+            ):
+                self._end(ctx, window)
+        self._write()
+
+    def close_all(self) -> None:
+        """Close every window, over or not."""
+        for ctx, window in enumerate(self._open):
+            if window is not None:
+                self._end(ctx, window)
+        self._write()
+
+    def set_window(self, window_s: float) -> None:
+        """Count in windows of another length from the next prediction on."""
+        if window_s != self.window_s:
+            self.close_all()
+            self.window_s = window_s
+            self._spool.roll(window_s)
+
+    def write_rebuilt(self, ctx: int, boot: str, window: WindowRows) -> bool:
+        """Write the window of a dead process's boot; False where there is no room."""
+        payload = self._sketch(ctx, boot, window)
+        return self._spool.append(payload) != NO_ROOM
+
+    def next_due(self, now: float) -> float:
+        """Return the seconds until a window may be closed, at most the length of one."""
+        return window_start(now, self.window_s) + self.window_s + GRACE_S - now
+
+    def _window(self, ctx: int, at: float) -> WindowRows:
+        window = self._open[ctx]
+        if window is not None and window.start <= at < window.start + window.length_s:
+            return window
+        if window is not None:
+            self._end(ctx, window)
+        window = WindowRows(self._plans[ctx], window_start(at, self.window_s), self.window_s)
+        self._open[ctx] = window
+        return window
+
+    def _end(self, ctx: int, window: WindowRows) -> None:
+        # counted later, by the timer: a request does not wait for it
+        self._over.append((ctx, window))
+        self._open[ctx] = None
+
+    def _write(self) -> None:
+        over, self._over = self._over, []
+        self._waiting += [self._sketch(ctx, self._spool.boot, window) for ctx, window in over]
+        while self._waiting:
+            if self._spool.append(self._waiting[0]) == NO_ROOM:
+                break
+            self.windows += 1
+            del self._waiting[0]
+        while len(self._waiting) > MAX_WAITING:
+            self.windows_lost += 1
+            del self._waiting[0]
+        if not self._waiting:
+            firsts = [w.first for w in self._open if w is not None and w.first]
+            self._spool.settle(min(firsts, default=self._spool.next_seq) - 1)
+
+    @staticmethod
+    def _sketch(ctx: int, boot: str, window: WindowRows) -> bytes:
+        covers = {boot: (window.first, window.last)} if window.first else {}
+        return to_msgpack(
+            SketchWindow(
+                ctx, window.start, window.length_s, window.n, window.errors,
+                window.columns(), covers,
+            )
+        )  # fmt: skip
