@@ -1,19 +1,20 @@
 """A build, from a recipe to a bundle: this file explains the rest of the compiler.
 
-    recipe.py     what to build, from which files           read_recipe
-    rows.py       its data sets
-    passes.py     the model, checked, in opset 17           load_graph
-    runtime.py    how models are run here
-    calibrate.py  ranges of its tensors          } one      calibrate
-    quantize.py   its int8 form                  } candidate  quantize
-    evaluate.py   accuracy against fp32, paired  } each       compare
-    latency.py    CPU time against fp32          }            measure, judge
-    gate.py       whether it ships, and why                 rule
-    golden.py     what every variant must answer            make_golden
-    baseline.py   what ordinary data looks like             make_baseline
-    card.py       what people read                          make_card
-    lock.py       what cannot be computed again
-    record.py     what was measured, and where
+    recipe.py      what to build, from which files
+    candidates.py  everything read, then each form of the model in turn:
+        passes.py     the model checked, in opset 17
+        rows.py       its data sets
+        runtime.py    how models are run here
+        calibrate.py  ranges of its tensors
+        quantize.py   its int8 form
+        evaluate.py   accuracy against fp32, paired
+        latency.py    CPU time against fp32
+        gate.py       whether it ships, and why
+    golden.py      what every variant must answer
+    baseline.py    what ordinary data looks like
+    card.py        what people read
+    lock.py        what cannot be computed again
+    record.py      what was measured, and where
 
 fp32 is always built and always the last variant; a quantized one that passes the
 gate goes before it. The manifest and every layer are functions of recipe, data and
@@ -22,32 +23,26 @@ lock alone: no timing, no date, no path.
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compiler.baseline import make_baseline
-from compiler.calibrate import calibrate
+from compiler.candidates import Candidate, Materials, evaluate_reference, gather, try_int8
 from compiler.card import make_card
-from compiler.evaluate import Quality, compare
-from compiler.gate import check_reference, rule
+from compiler.evaluate import Quality
 from compiler.golden import make_golden
 from compiler.host import Host, this_host, tools
-from compiler.latency import Latency, Verdict, judge, measure
 from compiler.lock import Choice, Inputs, Lock, check_lock
-from compiler.passes import Graph, load_graph, prepare
-from compiler.quantize import quantize
 from compiler.recipe import Recipe, Source
 from compiler.record import Record, VariantRecord
-from compiler.rows import Rows, read_rows, spread
-from compiler.runtime import Outputs, Port, open_session, run_rows
-from skerry.bundle import write_bundle
+from compiler.runtime import run_rows
+from skerry.bundle import oci_manifest, write_bundle
 from skerry.canonical import sha256, to_json
-from skerry.errors import RefusedError, UsageError
+from skerry.errors import UsageError
 from skerry.manifest import (
     Accuracy,
     CandidateReport,
@@ -66,7 +61,6 @@ __all__ = ["Built", "build"]
 
 PROVIDER: Final = "CPUExecutionProvider"
 MIN_AGENT: Final = "0.1.0"
-MAX_CALIBRATION_ROWS: Final = 512
 
 Tell = Callable[[str], None]
 
@@ -88,35 +82,6 @@ class Built:
     manifest: Manifest
     lock: Lock
     record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One form of the model, and what became of it; `data` is empty where it failed."""
-
-    precision: str
-    data: bytes
-    reason: str
-    outputs: Outputs | None = None
-    session: ort.InferenceSession | None = None
-    quality: Quality | None = None
-    latency: Latency | None = None
-    verdict: Verdict = "undecided"
-    accepted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Materials:
-    """What every candidate of one build is made of and measured on."""
-
-    recipe: Recipe
-    graph: Graph
-    port: Port
-    calibration: NDArray[Any]
-    evaluation: NDArray[Any]
-    labels: NDArray[np.int64]
-    baseline: NDArray[Any]
-    inputs: Inputs
 
 
 def build(
@@ -149,153 +114,59 @@ def build(
     materials = gather(source)
     if lock is not None:
         check_lock(lock, materials.inputs)
-    recipe, notes = source.recipe, list(materials.graph.notes)
+    notes = list(materials.graph.notes)
     tell("evaluate fp32")
     reference = evaluate_reference(materials)
     candidates: list[Candidate] = []
-    for precision in dict.fromkeys(p for p in recipe.precisions.try_ if p != "fp32"):
+    verdicts = {c.precision: c.verdict for c in lock.choices} if lock is not None else {}
+    elsewhere = profile is not None and profile.platform != host.platform
+    for precision in dict.fromkeys(p for p in source.recipe.precisions.try_ if p != "fp32"):
         tell(f"build and measure {precision}")
-        chosen = next((c for c in lock.choices if c.precision == precision), None) if lock else None
-        elsewhere = profile is not None and profile.platform != host.platform
-        candidates.append(try_int8(materials, reference, chosen, notes, elsewhere=elsewhere))
+        verdict = verdicts.get(precision)
+        candidates.append(try_int8(materials, reference, verdict, notes, elsewhere=elsewhere))
     tell("assemble the bundle")
-    shipped = [*(c for c in candidates if c.accepted), reference]
-    manifest, layers = assemble(source, materials, shipped, [*candidates, reference], host)
-    file = io.BytesIO()
-    digest = write_bundle(file, to_json(manifest), layers)
-    new_lock = Lock(
-        model=recipe.model.name,
-        model_version=recipe.model.version,
-        inputs=materials.inputs,
-        choices=[Choice(c.precision, c.verdict) for c in candidates],
-        bundle=digest,
-        hw_class=host.hw_class,
-        tools=tools(),
-    )
-    if lock is not None and lock.bundle != digest:
+    tried = [*candidates, reference]
+    measured_on = lock.hw_class if lock is not None else host.hw_class
+    manifest, layers = assemble(source, materials, tried, measured_on)
+    if lock is not None and lock.bundle != sha256(oci_manifest(to_json(manifest), layers)):
+        # what was measured there is not what is measured here, so it must not say so
+        measured_on = host.hw_class
+        manifest, layers = assemble(source, materials, tried, measured_on)
         notes.append(
             f"differs from the lock's bundle {lock.bundle}, which was built on {lock.hw_class} "
             f"with onnxruntime {lock.tools.onnxruntime}"
         )
-    record = make_record(digest, materials, [*candidates, reference], shipped, host, notes, now,
-                         "this machine" if profile is None else profile.id)  # fmt: skip
+    file = io.BytesIO()
+    digest = write_bundle(file, to_json(manifest), layers)
+    new_lock = Lock(
+        model=manifest.model,
+        model_version=manifest.model_version,
+        inputs=materials.inputs,
+        choices=[Choice(c.precision, c.verdict) for c in candidates],
+        bundle=digest,
+        hw_class=measured_on,
+        tools=tools(),
+    )
+    profile_id = "this machine" if profile is None else profile.id
+    record = make_record(digest, materials, tried, host, notes, now, profile_id)
     return Built(digest, file.getvalue(), manifest, new_lock, record)
-
-
-def gather(source: Source) -> Materials:
-    """Read and check everything that a recipe names."""
-    recipe, files = source.recipe, source.files
-    graph = load_graph(files.model)
-    if len(graph.inputs) != 1 or graph.inputs[0].name != recipe.data.input:
-        names = ", ".join(spec.name for spec in graph.inputs)
-        raise UsageError(
-            f"expected a model with the one input {recipe.data.input!r} (data.input), "
-            f"{files.model.name} has {names}"
-        )
-    if recipe.metric.output not in {spec.name for spec in graph.outputs}:
-        names = ", ".join(spec.name for spec in graph.outputs)
-        raise UsageError(
-            f"expected an output {recipe.metric.output!r} (metric.output), "
-            f"{files.model.name} has {names}"
-        )
-    port = Port.of(graph.inputs[0])
-    inputs = Inputs(
-        recipe=source.digest,
-        model=sha256(files.model.read_bytes()),
-        calibration=sha256(files.calibration.read_bytes()),
-        evaluation=sha256(files.evaluation.read_bytes()),
-        baseline=sha256(files.baseline.read_bytes()),
-    )
-    if inputs.evaluation == inputs.calibration:
-        raise UsageError(
-            "expected evaluation data of its own, data.evaluation equals data.calibration: "
-            "int8 would be judged on the rows that it was fitted to"
-        )
-
-    def rows(name: str, *, labelled: bool) -> Rows:
-        path = getattr(files, name)
-        found = read_rows(path, recipe.data.input, recipe.data.label, labelled=labelled)
-        return replace(found, inputs=port.fit(found.inputs))
-
-    calibration = rows("calibration", labelled=False).inputs
-    evaluation = rows("evaluation", labelled=True)
-    assert evaluation.labels is not None
-    return Materials(
-        recipe=recipe,
-        graph=graph,
-        port=port,
-        calibration=calibration[spread(len(calibration), MAX_CALIBRATION_ROWS)],
-        evaluation=evaluation.inputs,
-        labels=evaluation.labels,
-        baseline=rows("baseline", labelled=False).inputs,
-        inputs=inputs,
-    )
-
-
-def evaluate_reference(materials: Materials) -> Candidate:
-    """Run fp32 and refuse a model that is not good enough even so."""
-    recipe = materials.recipe
-    session = open_session(materials.graph.data)
-    outputs = run_rows(session, materials.port, materials.evaluation)
-    output = outputs[recipe.metric.output]
-    quality = compare(output, output, materials.labels)
-    model = f"{recipe.model.name} {recipe.model.version}"
-    check_reference(model, recipe.metric.name, quality, recipe.gate)
-    return Candidate("fp32", materials.graph.data, "", outputs, session, quality, accepted=True)
-
-
-def try_int8(
-    materials: Materials,
-    reference: Candidate,
-    choice: Choice | None,
-    notes: list[str],
-    *,
-    elsewhere: bool,
-) -> Candidate:
-    """Quantize, evaluate, time and judge; a candidate that cannot be built is one refused.
-
-    Args:
-        materials: of this build.
-        reference: fp32, evaluated.
-        choice: the lock's, which decides on speed if there is one.
-        notes: taken down for the record.
-        elsewhere: the profile's platform is not this machine's, so its speed is not known.
-    """
-    gate, metric = materials.recipe.gate, materials.recipe.metric
-    exclude = choice.exclude if choice is not None else []
-    try:
-        prepared, how = prepare(materials.graph)
-        notes.append(how)
-        ranges = calibrate(prepared, materials.port, materials.calibration)
-        data = quantize(prepared, ranges, exclude)
-        session = open_session(data)
-        outputs = run_rows(session, materials.port, materials.evaluation)
-        assert reference.outputs is not None
-        quality = compare(
-            outputs[metric.output], reference.outputs[metric.output], materials.labels
-        )
-    except RefusedError as error:
-        return Candidate("int8", b"", str(error))
-    row = {materials.port.name: materials.evaluation[: max(1, materials.port.shape[0])]}
-    latency = measure(session, reference.session, row)
-    verdict: Verdict = "undecided" if elsewhere else judge(latency, gate.max_latency_ratio)
-    if elsewhere:
-        notes.append("latency was measured on another platform than the profile's")
-    verdict = choice.verdict if choice is not None else verdict
-    ruling = rule(metric.name, quality, verdict, len(data) / len(reference.data), gate)
-    return Candidate(
-        "int8", data, ruling.reason, outputs, session, quality, latency, verdict, ruling.accepted
-    )
 
 
 def assemble(
     source: Source,
     materials: Materials,
-    shipped: list[Candidate],
     tried: list[Candidate],
-    host: Host,
+    isa: str,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Return the manifest and the layers, by file name."""
+    """Return the manifest and the layers, by file name.
+
+    Args:
+        source: the recipe.
+        materials: of this build.
+        tried: every candidate in order of preference, fp32 last.
+        isa: class of the machine that measured the metric.
+    """
+    shipped = [c for c in tried if c.accepted]
     recipe, graph, output = source.recipe, materials.graph, source.recipe.metric.output
     first, reference = shipped[0], shipped[-1]
     assert reference.outputs is not None
@@ -335,7 +206,7 @@ def assemble(
             hw_classes=[ANY_CLASS],  # seven-bit weights cannot saturate: every CPU answers alike
             opset=graph.opset,
             min_agent=MIN_AGENT,
-            accuracy=Accuracy(recipe.metric.name, quality.value, quality.n, host.hw_class),
+            accuracy=Accuracy(recipe.metric.name, quality.value, quality.n, isa),
         )
 
     manifest = Manifest(
@@ -378,7 +249,6 @@ def make_record(
     digest: str,
     materials: Materials,
     tried: list[Candidate],
-    shipped: list[Candidate],
     host: Host,
     notes: list[str],
     now: datetime,
@@ -387,14 +257,14 @@ def make_record(
     """Return what was measured, timings included."""
     recipe, timed = materials.recipe, [c.latency for c in tried if c.latency is not None]
     reference_us = timed[0].reference_us if timed else None
-    ids = {id(c) for c in shipped}
+    first = next(c for c in tried if c.accepted)
     return Record(
         bundle=digest,
         model=recipe.model.name,
         model_version=recipe.model.version,
         metric=recipe.metric.name,
         n=len(materials.labels),
-        variants=[_measured(c, shipped[0], id(c) in ids, reference_us) for c in tried],
+        variants=[_measured(c, first, reference_us) for c in tried],
         host=host,
         tools=tools(),
         profile=profile,
@@ -405,9 +275,7 @@ def make_record(
     )
 
 
-def _measured(
-    c: Candidate, first: Candidate, shipped: bool, reference_us: float | None
-) -> VariantRecord:
+def _measured(c: Candidate, first: Candidate, reference_us: float | None) -> VariantRecord:
     quality, latency = c.quality, c.latency
     is_reference = c.precision == "fp32"
     return VariantRecord(
@@ -423,7 +291,7 @@ def _measured(
         latency_us=reference_us if is_reference else latency.median_us if latency else None,
         verdict=None if is_reference else c.verdict,
         chosen=c is first,
-        shipped=shipped,
+        shipped=c.accepted,
         reason=_reason(c, first),
     )
 

@@ -33,7 +33,6 @@ class Choice(msgspec.Struct, frozen=True):
 
     precision: str
     verdict: Verdict
-    exclude: list[str] = []  # nodes left in float
 
 
 class Lock(msgspec.Struct, frozen=True):

@@ -40,15 +40,12 @@ OP_TYPES = (
 )
 
 
-def quantize(
-    model: onnx.ModelProto, ranges: dict[str, tuple[float, float]], exclude: list[str]
-) -> bytes:
+def quantize(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> bytes:
     """Return the int8 form of a prepared model.
 
     Args:
         model: prepared, with shapes, opset 17 or newer.
         ranges: of every tensor, from `calibrate`.
-        exclude: names of nodes to leave in float.
 
     Raises:
         RefusedError: onnxruntime cannot quantize this model, or nothing in it.
@@ -68,7 +65,7 @@ def quantize(
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=[],
-            nodes_to_exclude=exclude,
+            nodes_to_exclude=[],
             op_types_to_quantize=list(OP_TYPES),
             extra_options={},
         )
