@@ -1,0 +1,265 @@
+"""What happens to a device's slots, and what is done about it: events and effects as data.
+
+An event is a past fact, an effect an act that may be carried out twice. Both name their
+slot and assignment, so that a late outcome is known for what it is.
+"""
+
+import msgspec
+
+from skerry.trust import CatalogTarget, DirectorTarget
+from skerry.wire import Desired, LiveStats, Probation, ReleaseRef, SlotDesired
+
+__all__ = [
+    "Acknowledged",
+    "Activate",
+    "Activated",
+    "DesiredArrived",
+    "Discard",
+    "Download",
+    "Downloaded",
+    "EffectItem",
+    "Event",
+    "Failed",
+    "FleetTimeHeard",
+    "Observe",
+    "ProbationObserved",
+    "Rejected",
+    "Release",
+    "Report",
+    "Restore",
+    "RollBack",
+    "RolledBack",
+    "ServeCrashed",
+    "ServeUnable",
+    "SmokeFailed",
+    "Stage",
+    "Staged",
+    "Ticked",
+    "Unfit",
+    "Verified",
+    "Verify",
+]
+
+
+class Release(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A verified release, as a slot holds it."""
+
+    ref: ReleaseRef
+    target: str  # the catalog's path
+    length: int  # of the OCI manifest, bytes
+    release_counter: int
+    may_fall_back_to: list[str] = []
+
+
+# --- events: past facts -----------------------------------------------------------------
+
+
+class DesiredArrived(msgspec.Struct, frozen=True, tag=True):
+    """The fleet said what shall run; its signature is verified, its age is not."""
+
+    version: int
+    desired: Desired
+
+
+class Acknowledged(msgspec.Struct, frozen=True, tag=True):
+    """The fleet has stored `reported` up to this version."""
+
+    version: int
+
+
+class FleetTimeHeard(msgspec.Struct, frozen=True, tag=True):
+    """A signed message told the fleet's time, Unix seconds."""
+
+    at: float
+
+
+class Ticked(msgspec.Struct, frozen=True, tag=True):
+    """Time has passed."""
+
+
+class ServeCrashed(msgspec.Struct, frozen=True, tag=True):
+    """The serving process ended by itself; it is being started again."""
+
+
+class ServeUnable(msgspec.Struct, frozen=True, tag=True):
+    """The serving process failed to start three times in a row."""
+
+    message: str
+
+
+class Verified(msgspec.Struct, frozen=True, tag=True):
+    """Director and catalog metadata are valid by TUF; this is what they say."""
+
+    slot: str
+    assignment_id: str
+    assigned: DirectorTarget
+    released: CatalogTarget
+    metadata: dict[str, int]  # versions seen, such as "catalog/timestamp"
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """Metadata or content failed a check."""
+
+    slot: str
+    assignment_id: str
+    code: str
+    message: str
+
+
+class Unfit(msgspec.Struct, frozen=True, tag=True):
+    """The bundle has no variant for this device."""
+
+    slot: str
+    assignment_id: str
+    message: str
+
+
+class Downloaded(msgspec.Struct, frozen=True, tag=True):
+    """The files of the best variant are here, by digest; `variants` fit, best first."""
+
+    slot: str
+    assignment_id: str
+    variants: list[str]
+
+
+class Staged(msgspec.Struct, frozen=True, tag=True):
+    """This variant ran and agreed with the golden set."""
+
+    slot: str
+    assignment_id: str
+    variant: str
+
+
+class SmokeFailed(msgspec.Struct, frozen=True, tag=True):
+    """This variant did not run, or did not agree with the golden set."""
+
+    slot: str
+    assignment_id: str
+    variant: str
+    code: str
+    message: str
+
+
+class Activated(msgspec.Struct, frozen=True, tag=True):
+    """The candidate is warm and takes live requests."""
+
+    slot: str
+    assignment_id: str
+
+
+class ProbationObserved(msgspec.Struct, frozen=True, tag=True):
+    """What the candidate did so far on live requests."""
+
+    slot: str
+    assignment_id: str
+    live: LiveStats
+
+
+class RolledBack(msgspec.Struct, frozen=True, tag=True):
+    """What was committed serves again."""
+
+    slot: str
+    assignment_id: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """An effect could not be carried out: no metadata, no download, no start."""
+
+    slot: str
+    assignment_id: str
+    code: str
+    message: str
+
+
+Event = (
+    DesiredArrived
+    | Acknowledged
+    | FleetTimeHeard
+    | Ticked
+    | ServeCrashed
+    | ServeUnable
+    | Verified
+    | Rejected
+    | Unfit
+    | Downloaded
+    | Staged
+    | SmokeFailed
+    | Activated
+    | ProbationObserved
+    | RolledBack
+    | Failed
+)
+
+# --- effects: acts that may be repeated -----------------------------------------------------
+
+
+class Verify(msgspec.Struct, frozen=True, tag=True):
+    """Verify director and catalog: `Verified`, `Rejected` or `Failed`."""
+
+    slot: str
+    assignment_id: str
+    want: SlotDesired
+    director: dict[str, bytes]
+
+
+class Download(msgspec.Struct, frozen=True, tag=True):
+    """Fetch manifest and files of the best variant: `Downloaded`, `Unfit` or `Failed`."""
+
+    slot: str
+    assignment_id: str
+    release: Release
+
+
+class Stage(msgspec.Struct, frozen=True, tag=True):
+    """Run a variant in a watched child against the golden set: `Staged` or `SmokeFailed`."""
+
+    slot: str
+    assignment_id: str
+    release: Release
+    variant: str
+
+
+class Activate(msgspec.Struct, frozen=True, tag=True):
+    """Let the candidate serve: `Activated` or `Failed`."""
+
+    slot: str
+    assignment_id: str
+    release: Release
+
+
+class Observe(msgspec.Struct, frozen=True, tag=True):
+    """Watch the candidate on live traffic: `ProbationObserved`, again and again."""
+
+    slot: str
+    assignment_id: str
+    probation: Probation
+
+
+class RollBack(msgspec.Struct, frozen=True, tag=True):
+    """Let the committed release serve again, or nothing if there is none: `RolledBack`."""
+
+    slot: str
+    assignment_id: str
+    release: Release | None
+
+
+class Restore(msgspec.Struct, frozen=True, tag=True):
+    """Let an earlier release serve, outside of any assignment; nothing is answered."""
+
+    slot: str
+    release: Release
+
+
+class Discard(msgspec.Struct, frozen=True, tag=True):
+    """Stop what is no longer under way, and remove all bundles but these."""
+
+    keep: list[str]
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """Tell the fleet, until it acknowledges this version or a later one."""
+
+    version: int
+
+
+EffectItem = Verify | Download | Stage | Activate | Observe | RollBack | Restore | Discard | Report
