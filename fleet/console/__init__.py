@@ -1,0 +1,1 @@
+"""The admin console: three pages that work without JavaScript, and a sign-in."""

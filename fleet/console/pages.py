@@ -1,0 +1,157 @@
+"""The console's pages: rollouts, devices, drift; and signing in."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fleet.api.auth import COOKIE, SESSION_S, Sessions
+from fleet.api.reads import QUERIES, in_thread
+from fleet.console.charts import histogram_svg
+from fleet.histograms import histograms
+
+__all__ = ["SESSIONS", "STATIC", "routes", "secured"]
+
+HERE: Final = Path(__file__).parent
+STATIC: Final = HERE / "static"
+SESSIONS: Final = web.AppKey("sessions", Sessions)
+LIVE_WINDOWS: Final = 5  # that a histogram merges
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+routes = web.RouteTableDef()
+
+
+def _ago(then: float | None) -> str:
+    if then is None:
+        return "never"
+    seconds = max(0.0, time.time() - then)
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _clock(then: float) -> str:
+    return datetime.fromtimestamp(then, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+TEMPLATES: Final = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters.update(ago=_ago, clock=_clock, words=lambda text: str(text).replace("_", " "))
+TEMPLATES.globals["chart"] = histogram_svg
+
+
+def secured(response: web.Response) -> web.Response:
+    """Return a page with the headers that every page has."""
+    response.headers.update(HEADERS)
+    return response
+
+
+def _page(name: str, **values: Any) -> web.Response:
+    text = TEMPLATES.get_template(name).render(**values)
+    return secured(web.Response(text=text, content_type="text/html"))
+
+
+@routes.get("/")
+async def home(_: web.Request) -> web.Response:
+    """Go to the rollouts."""
+    raise web.HTTPSeeOther("/rollouts")
+
+
+@routes.get("/rollouts")
+async def rollouts(request: web.Request) -> web.Response:
+    """Show every rollout with its stages and reasons."""
+    queries = request.app[QUERIES]
+    found = await in_thread(queries.rollouts)
+    whole = [await in_thread(queries.rollout, item.rollout_id) for item in found[:20]]
+    return _page("rollouts.html", here="rollouts", rollouts=whole, more=max(0, len(found) - 20))
+
+
+@routes.get("/devices")
+async def devices(request: web.Request) -> web.Response:
+    """Show every device."""
+    found = await in_thread(request.app[QUERIES].devices, time.time())
+    sites: dict[str, list[Any]] = {}
+    for device in found:
+        sites.setdefault(device.tags.get("site", ""), []).append(device)
+    return _page("devices.html", here="devices", sites=sorted(sites.items()), count=len(found))
+
+
+@routes.get("/drift")
+async def drift(request: web.Request) -> web.Response:
+    """Show the alerts, the latest look at every device, and one device's histograms."""
+    queries = request.app[QUERIES]
+    models = sorted({release.model for release in await in_thread(queries.releases)})
+    model = request.query.get("model", models[0] if models else "")
+    report = await in_thread(queries.drift, model)
+    alerts = await in_thread(queries.alerts)
+    device = request.query.get("device") or _most_telling(report)
+    charts = await in_thread(histograms, queries, device, model, LIVE_WINDOWS) if device else []
+    return _page(
+        "drift.html",
+        here="drift",
+        models=models,
+        model=model,
+        report=report,
+        alerts=alerts,
+        device=device,
+        charts=charts,
+    )
+
+
+@routes.get("/login")
+async def login(request: web.Request) -> web.Response:
+    """Ask for the operator's token, or take it from the address once."""
+    token = request.query.get("token", "")
+    if token:
+        return _sign_in(request, token)
+    return _page("login.html", here="", wrong=False)
+
+
+@routes.post("/login")
+async def sign_in(request: web.Request) -> web.Response:
+    """Take the operator's token from the form."""
+    form = await request.post()
+    return _sign_in(request, str(form.get("token", "")).strip())
+
+
+def _sign_in(request: web.Request, token: str) -> web.Response:
+    sessions = request.app[SESSIONS]
+    if not sessions.knows_token(token):
+        page = _page("login.html", here="", wrong=True)
+        page.set_status(401)
+        return page
+    response = web.HTTPSeeOther("/rollouts")
+    response.set_cookie(
+        COOKIE,
+        sessions.begin(),
+        max_age=int(SESSION_S),
+        httponly=True,
+        samesite="Strict",
+        secure=request.secure,
+        path="/",
+    )
+    raise response
+
+
+def _most_telling(report: dict[str, Any]) -> str:
+    """Return the device to show first: one that drifted, or simply the first."""
+    found = sorted(report["devices"], key=lambda d: (d["verdict"] != "drift", d["device"]))
+    return str(found[0]["device"]) if found else ""
