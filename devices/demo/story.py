@@ -133,7 +133,7 @@ class Story:
                     f"{variant.bytes:,}",
                     "-" if variant.accuracy is None else f"{variant.accuracy:.1%}",
                     "-" if variant.latency_ratio is None else f"{variant.latency_ratio:.2f} x",
-                    f"{'chosen' if variant.chosen else 'refused'}: {variant.reason}",
+                    ("chosen: " if variant.chosen else "") + variant.reason,
                 )
                 for variant in bundle.variants
             ],

@@ -47,7 +47,7 @@ class Traffic:
         self._urls = urls
         self._camera = _load_camera(examples / "camera.py")
         with np.load(examples / "live.npz") as live:
-            self._images, self._labels = live["image"], live["label"]
+            self._originals, self._labels = live["original"], live["label"]
         self._seed = seed
         self._interval_s = 1.0 / rate_hz
         self._stop = threading.Event()
@@ -122,7 +122,7 @@ class Traffic:
 
     def _shoot(self, device: str, rng: np.random.Generator) -> tuple[NDArray[np.float32], int]:
         index = int(rng.integers(len(self._labels)))
-        shot = self._camera.render(self._images[index : index + 1], rng)
+        shot = self._camera.photograph(self._originals[index : index + 1], rng)
         if device in self._smudged:
             shot = self._camera.smudge(shot)
         return shot, int(self._labels[index])
