@@ -1,0 +1,102 @@
+"""Bundles into the fleet: read, checked against a signature, kept, and only then released.
+
+    read      the file is a bundle, within limits, every digest right
+    check     a publisher signed its release (`fleet.catalog`)
+    keep      every blob is on disk and synced
+    release   the catalog names it
+
+A bundle that nobody signed leaves nothing behind; a crash after `keep` leaves blobs that no
+release names, and the same request finds them there.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO, Final
+
+from fleet.blobs import Blobs
+from fleet.catalog import Catalog
+from skerry.bundle import Bundle, parse_oci_manifest, read_bundle
+from skerry.canonical import from_json, sha256
+from skerry.errors import NotFoundError
+from skerry.manifest import Manifest
+from skerry.trust import CatalogTarget
+
+__all__ = ["Bundles", "Published"]
+
+MAX_BUNDLE_BYTES: Final = 512 << 20  # it is held in memory while it is checked
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A bundle that the catalog names; `new` is False where it did already."""
+
+    publisher: str
+    target: CatalogTarget
+    bundle: Bundle
+    new: bool
+
+
+class Bundles:
+    """Takes bundles in and gives them back.
+
+    Args:
+        blobs: where their bytes are kept.
+        catalog: what may run.
+        limit_bytes: of a bundle file.
+    """
+
+    def __init__(
+        self, blobs: Blobs, catalog: Catalog, *, limit_bytes: int = MAX_BUNDLE_BYTES
+    ) -> None:
+        self._blobs = blobs
+        self._catalog = catalog
+        self._limit_bytes = limit_bytes
+
+    def publish(self, file: BinaryIO, metadata: bytes, now: datetime) -> Published:
+        """Take a bundle in with its publisher's metadata.
+
+        Args:
+            file: the bundle file.
+            metadata: the publisher's new TUF targets metadata.
+            now: aware UTC.
+
+        Raises:
+            FormatError: not a bundle, damaged, or too large; or not metadata.
+            TrustError: not signed, or against a rule of the catalog.
+            ConflictError: somebody released in between.
+        """
+        bundle = read_bundle(file, limit_bytes=self._limit_bytes)
+        self._catalog.check(metadata, bundle, now)
+        blobs = {**bundle.blobs, sha256(bundle.config): bundle.config, bundle.digest: bundle.oci}
+        for digest, data in blobs.items():
+            self._blobs.put(digest, data)
+        accepted = self._catalog.accept(metadata, bundle, now)
+        return Published(accepted.publisher, accepted.target, bundle, accepted.new)
+
+    def open(self, target: CatalogTarget) -> Bundle:
+        """Return a released bundle from its blobs.
+
+        Raises:
+            NotFoundError: a blob is missing.
+            FormatError: a blob is damaged.
+        """
+        digest = "sha256:" + target.sha256
+        data = self._blobs.read(digest)
+        oci = parse_oci_manifest(data)
+        config = self._blobs.read(oci.config.digest)
+        layers = {
+            layer.digest: self._blobs.read(layer.digest, limit_bytes=self._limit_bytes)
+            for layer in oci.layers
+        }
+        return Bundle(digest, data, config, from_json(config, Manifest), layers)
+
+    def missing(self) -> list[str]:
+        """Return the paths of releases whose blobs are not all here, such as after a restore."""
+        return [target.path for target in self._catalog.releases() if not self._complete(target)]
+
+    def _complete(self, target: CatalogTarget) -> bool:
+        try:
+            oci = parse_oci_manifest(self._blobs.read("sha256:" + target.sha256))
+        except NotFoundError:
+            return False
+        return all(self._blobs.has(blob.digest) for blob in (oci.config, *oci.layers))

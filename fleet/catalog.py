@@ -1,0 +1,281 @@
+"""The catalog: what may run, signed by publishers; this keeps it, checks it and serves it.
+
+A publisher's new metadata is accepted only if
+
+1. enough of the publisher's own keys signed it, as the catalog's targets name them,
+2. its version is one higher than the last, it has not expired, and it delegates to nobody,
+3. every target lies under ``models/<publisher>/``,
+4. every release that was there is there unchanged: what is released stays what it is,
+5. at most one release is new: the bundle that comes with it, by length and digest; its counter is
+   higher than any of its model, and it may fall back only to earlier releases of that model.
+
+Then snapshot and timestamp are signed anew with the online keys. The timestamp is written last and
+names everything else, so that a crash in between leaves the catalog as it was.
+"""
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
+
+from fleet.files import make_folder, write_atomic
+from fleet.keystore import OnlineKeys
+from fleet.releases import check_release, publisher_of, releases_of
+from fleet.roles import (
+    SNAPSHOT_VALID,
+    TIMESTAMP_VALID,
+    Role,
+    check_signed,
+    latest,
+    load_roots,
+    parse,
+    sign,
+    until,
+)
+from skerry.bundle import Bundle
+from skerry.errors import NotFoundError, TrustError
+from skerry.trust import CatalogTarget
+
+__all__ = ["Acceptance", "Catalog", "Expiring"]
+
+TIMESTAMP_RENEWAL: Final = TIMESTAMP_VALID - timedelta(days=1)  # signed anew daily
+SNAPSHOT_RENEWAL: Final = timedelta(days=15)
+WARN_BEFORE: Final = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A release that the catalog holds; `new` is False where it had it already."""
+
+    publisher: str
+    target: CatalogTarget
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expiring:
+    """Metadata signed by offline keys that somebody must sign again."""
+
+    role: str
+    expires: datetime
+
+
+class Catalog:
+    """The catalog in a folder.
+
+    Args:
+        folder: holds what the key ceremony wrote.
+        keys: the fleet's online keys.
+        now: aware UTC; snapshot and timestamp are signed anew where they are due.
+
+    Raises:
+        NotFoundError: the key ceremony has not been.
+        TrustError: metadata in the folder is not signed as the root says.
+    """
+
+    def __init__(self, folder: Path, keys: OnlineKeys, now: datetime) -> None:
+        self._folder = make_folder(folder)
+        self._keys = keys
+        self._lock = threading.Lock()
+        self._roots = load_roots(folder)
+        self._root = parse(self.root, Root, "catalog root").signed
+        self._targets = self._load_targets()
+        self._timestamp = self._load_timestamp()
+        self._snapshot = self._load_snapshot()
+        self._publishers = self._load_publishers()
+        self.renew(now)
+
+    @property
+    def root(self) -> bytes:
+        """The latest root."""
+        return self._roots[max(self._roots)]
+
+    @property
+    def publishers(self) -> list[str]:
+        """Everybody to whom the catalog delegates, released or not."""
+        delegations = self._targets.delegations
+        return sorted(delegations.roles or {}) if delegations is not None else []
+
+    def releases(self) -> list[CatalogTarget]:
+        """Return every release, in order of its path."""
+        every = [releases_of(metadata.signed) for metadata in self._publishers.values()]
+        return [target for known in every for _, target in sorted(known.items())]
+
+    def release(self, path: str) -> CatalogTarget:
+        """Return one release by its path.
+
+        Raises:
+            NotFoundError: no such release.
+        """
+        for metadata in self._publishers.values():
+            if path in metadata.signed.targets:
+                return releases_of(metadata.signed)[path]
+        raise NotFoundError(f"the catalog has no release {path[:120]!r}; publish it first")
+
+    def metadata(self, name: str) -> bytes:
+        """Return a metadata file as it is served.
+
+        Args:
+            name: ``timestamp.json``, ``<n>.<role>.json``, or ``<role>.json`` for a role's latest.
+
+        Raises:
+            NotFoundError: no such file.
+        """
+        stem, _, extension = name.rpartition(".")
+        version, _, role = stem.rpartition(".")
+        if extension == "json" and len(name) <= 80 and role in self._roles():
+            number = version or str(self._version(role))
+            plain = role == Timestamp.type and not version
+            if plain or (number.isascii() and number.isdecimal() and number == str(int(number))):
+                path = self._folder / (name if plain else f"{number}.{role}.json")
+                if path.is_file() and int(number) <= self._version(role):
+                    return path.read_bytes()
+        raise NotFoundError(f"the catalog has no metadata {name[:80]!r}")
+
+    def check(self, data: bytes, bundle: Bundle, now: datetime) -> Acceptance:
+        """Check a publisher's metadata and the bundle it releases; change nothing.
+
+        Args:
+            data: targets metadata, at most 1 MiB.
+            bundle: as `read_bundle` returned it.
+            now: aware UTC.
+
+        Raises:
+            FormatError: not targets metadata.
+            TrustError: with a `code` that names the rule.
+            ConflictError: somebody released in between; sign again on the latest metadata.
+        """
+        metadata = parse(data, Targets, "a publisher's metadata")
+        publisher = publisher_of(metadata.signed)
+        check_signed(self._targets, publisher, metadata)
+        known = self._publishers.get(publisher)
+        if known is not None and metadata.to_dict() == known.to_dict():
+            # the same request again: its answer was lost
+            target = check_release(publisher, known.signed, known.signed, bundle, now)
+            return Acceptance(publisher, target, new=False)
+        before = Targets(version=0, expires=now) if known is None else known.signed
+        target = check_release(publisher, metadata.signed, before, bundle, now)
+        return Acceptance(publisher, target, new=target.path not in before.targets)
+
+    def accept(self, data: bytes, bundle: Bundle, now: datetime) -> Acceptance:
+        """Check a publisher's metadata and its bundle, keep it, and sign what changes with it.
+
+        The bundle's blobs are kept before this is called: what the catalog names can be fetched.
+
+        Raises:
+            FormatError, TrustError, ConflictError: as `check`.
+        """
+        with self._lock:
+            accepted = self.check(data, bundle, now)
+            metadata = parse(data, Targets, "a publisher's metadata")
+            known = self._publishers.get(accepted.publisher)
+            if known is None or metadata.signed.version > known.signed.version:
+                name = f"{metadata.signed.version}.{accepted.publisher}.json"
+                write_atomic(self._folder / name, data)
+                self._publishers[accepted.publisher] = metadata
+                self._sign(now)
+            return accepted
+
+    def renew(self, now: datetime) -> bool:
+        """Sign snapshot and timestamp anew where they are due; tell whether anything was.
+
+        Args:
+            now: aware UTC. Call it hourly or so; it does nothing most of the time.
+        """
+        with self._lock:
+            return self._sign(now)
+
+    def expiring(self, now: datetime) -> list[Expiring]:
+        """Return what offline keys must sign again within 30 days."""
+        roles: dict[str, Root | Targets] = {"root": self._root, "targets": self._targets}
+        roles |= {name: metadata.signed for name, metadata in self._publishers.items()}
+        return [
+            Expiring(name, role.expires)
+            for name, role in sorted(roles.items())
+            if role.expires - now < WARN_BEFORE
+        ]
+
+    def _sign(self, now: datetime) -> bool:
+        """Bring snapshot and timestamp up to what there is; the timestamp is written last."""
+        meta = {"targets.json": MetaFile(self._targets.version)}
+        for name, metadata in self._publishers.items():
+            meta[f"{name}.json"] = MetaFile(metadata.signed.version)
+        old = self._snapshot
+        if old is None or old.meta != meta or old.expires - now < SNAPSHOT_RENEWAL:
+            self._snapshot = Snapshot(
+                version=1 if old is None else old.version + 1,
+                expires=until(now, SNAPSHOT_VALID),
+                meta=meta,
+            )
+            data = sign(self._snapshot, [self._keys.snapshot])
+            write_atomic(self._folder / f"{self._snapshot.version}.snapshot.json", data)
+        assert self._snapshot is not None
+        last = self._timestamp
+        named = None if last is None else last.snapshot_meta.version
+        if (
+            last is not None
+            and named == self._snapshot.version
+            and last.expires - now >= TIMESTAMP_RENEWAL
+        ):
+            return False
+        self._timestamp = Timestamp(
+            version=1 if last is None else last.version + 1,
+            expires=until(now, TIMESTAMP_VALID),
+            snapshot_meta=MetaFile(self._snapshot.version),
+        )
+        data = sign(self._timestamp, [self._keys.timestamp])
+        write_atomic(self._folder / "timestamp.json", data)
+        return True
+
+    def _roles(self) -> set[str]:
+        return {Root.type, Targets.type, Snapshot.type, Timestamp.type, *self._publishers}
+
+    def _version(self, role: str) -> int:
+        """Return the latest version of a role that is served."""
+        present = {Root.type: self._root, Targets.type: self._targets}
+        online = {Snapshot.type: self._snapshot, Timestamp.type: self._timestamp}
+        if role in self._publishers:
+            return self._publishers[role].signed.version
+        signed = present.get(role) or online.get(role)
+        return signed.version if signed is not None else 0
+
+    def _load_targets(self) -> Targets:
+        version = latest(self._folder, Targets.type)
+        metadata = self._read(f"{version}.targets.json", Targets)
+        check_signed(self._root, Targets.type, metadata)
+        return metadata.signed
+
+    def _load_timestamp(self) -> Timestamp | None:
+        if not (self._folder / "timestamp.json").is_file():
+            return None
+        metadata = self._read("timestamp.json", Timestamp)
+        check_signed(self._root, Timestamp.type, metadata)
+        return metadata.signed
+
+    def _load_snapshot(self) -> Snapshot | None:
+        if self._timestamp is None:
+            return None
+        version = self._timestamp.snapshot_meta.version
+        metadata = self._read(f"{version}.snapshot.json", Snapshot)
+        check_signed(self._root, Snapshot.type, metadata)
+        return metadata.signed
+
+    def _load_publishers(self) -> dict[str, Metadata[Targets]]:
+        loaded = {}
+        for name in self.publishers:
+            meta = None if self._snapshot is None else self._snapshot.meta.get(f"{name}.json")
+            if meta is not None:
+                metadata = self._read(f"{meta.version}.{name}.json", Targets)
+                check_signed(self._targets, name, metadata)
+                loaded[name] = metadata
+        return loaded
+
+    def _read(self, name: str, kind: type[Role]) -> Metadata[Role]:
+        path = self._folder / name
+        try:
+            return parse(path.read_bytes(), kind, str(path))
+        except FileNotFoundError:
+            raise TrustError(f"expected {path}; restore the folder as a whole", "missing") from None

@@ -1,0 +1,172 @@
+"""The fleet's own keys: made on its machine, kept there encrypted, never copied elsewhere.
+
+    keys/snapshot.pem  timestamp.pem     sign the catalog's two changing roles
+    keys/director.pem                    signs what each device shall run
+    keys/message.pem                     signs every message to a device
+    keys/issuing.pem                     issues device certificates (EC P-256)
+    keys/passphrase                      opens them, unless SKERRY_KEY_PASSPHRASE does
+    keys/public.json                     what the key ceremony needs to know of them
+
+Private files have mode 0600. None of these keys can make a model run that a publisher has not
+signed: what may exist is signed by keys that never come to this machine.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from fleet.ca import issuing_request, load_ec_key, make_ec_key, to_pem
+from fleet.files import make_folder, write_atomic
+from skerry.canonical import from_json, to_json
+from skerry.errors import ConflictError, NotFoundError, TrustError, UsageError
+from skerry.ids import check_id
+from skerry.keys import PublicKey, Signer
+
+__all__ = [
+    "ONLINE",
+    "OnlineKeys",
+    "PublicKeys",
+    "load_online_keys",
+    "make_online_keys",
+    "passphrase_of",
+    "read_public",
+]
+
+ONLINE: Final = ("snapshot", "timestamp", "director", "message")
+PASSPHRASE_VARIABLE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - a name, no secret
+PRIVATE: Final = 0o600
+
+
+class PublicKeys(msgspec.Struct, frozen=True):
+    """What may leave the fleet's machine: raw public keys in hex, and a certificate request."""
+
+    fleet_id: str
+    online: dict[str, str]  # role -> 64 hex digits
+    issuing_request: str  # PEM
+
+    def key(self, role: str) -> PublicKey:
+        """Return the public key of an online role.
+
+        Raises:
+            TrustError: the file does not name it, or damaged.
+        """
+        try:
+            raw = bytes.fromhex(self.online.get(role, ""))
+        except ValueError:
+            raw = b""
+        if len(raw) != 32:
+            raise TrustError(f"expected the {role} key in 64 hex digits in public.json", "key_type")
+        return PublicKey(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineKeys:
+    """The private keys that a running fleet signs with."""
+
+    snapshot: Signer
+    timestamp: Signer
+    director: Signer
+    message: Signer
+    issuing: EllipticCurvePrivateKey
+
+
+def passphrase_of(folder: Path, environment: Mapping[str, str]) -> bytes:
+    """Return the passphrase of the online keys.
+
+    Args:
+        folder: the keys' folder.
+        environment: variables; SKERRY_KEY_PASSPHRASE comes before the file.
+
+    Raises:
+        NotFoundError: it is in neither place.
+    """
+    if given := environment.get(PASSPHRASE_VARIABLE):
+        return given.encode()
+    try:
+        return (folder / "passphrase").read_bytes().strip()
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"expected the passphrase of the fleet's keys in {PASSPHRASE_VARIABLE} "
+            f"or in {folder / 'passphrase'}; found neither"
+        ) from None
+
+
+def make_online_keys(folder: Path, fleet_id: str, environment: Mapping[str, str]) -> PublicKeys:
+    """Make the keys of a new fleet and return their public halves.
+
+    Args:
+        folder: the keys' folder; made if it is missing.
+        fleet_id: named in the certificate request.
+        environment: with SKERRY_KEY_PASSPHRASE set, no passphrase is written to disk.
+
+    Raises:
+        ConflictError: this folder has keys already.
+    """
+    check_id(fleet_id, "fleet id")
+    make_folder(folder, mode=0o700)
+    if (folder / "public.json").exists():
+        raise ConflictError(f"{folder} has keys already; a fleet's keys are made once")
+    if not environment.get(PASSPHRASE_VARIABLE):
+        write_atomic(folder / "passphrase", secrets.token_urlsafe(32).encode(), mode=PRIVATE)
+    passphrase = passphrase_of(folder, environment)
+    public = {}
+    for role in ONLINE:
+        signer = Signer.generate()
+        write_atomic(folder / f"{role}.pem", signer.to_pem(passphrase), mode=PRIVATE)
+        public[role] = signer.public.raw.hex()
+    issuing = make_ec_key()
+    write_atomic(folder / "issuing.pem", to_pem(issuing, passphrase), mode=PRIVATE)
+    made = PublicKeys(fleet_id, public, issuing_request(issuing, fleet_id))
+    # last: its presence says that all of them are there
+    write_atomic(folder / "public.json", to_json(made))
+    return made
+
+
+def load_online_keys(folder: Path, environment: Mapping[str, str]) -> OnlineKeys:
+    """Read the keys that a running fleet signs with.
+
+    Raises:
+        NotFoundError: a file is missing.
+        TrustError: the passphrase does not open it, or it is not the key of public.json.
+    """
+    public = read_public(folder / "public.json")
+    passphrase = passphrase_of(folder, environment)
+    signers = {role: Signer.from_pem(_read(folder / f"{role}.pem"), passphrase) for role in ONLINE}
+    for role, signer in signers.items():
+        if signer.public != public.key(role):
+            raise TrustError(
+                f"expected {role}.pem to be key {public.key(role).key_id} of public.json, "
+                f"got {signer.key_id}; restore the keys folder as a whole",
+                "key_type",
+            )
+    issuing = load_ec_key(_read(folder / "issuing.pem"), passphrase)
+    return OnlineKeys(issuing=issuing, **signers)
+
+
+def read_public(path: Path) -> PublicKeys:
+    """Read the public halves of a fleet's keys.
+
+    Raises:
+        NotFoundError: there is no such file.
+        FormatError: it is not what `make_online_keys` wrote.
+    """
+    public = from_json(_read(path), PublicKeys, limit=64 * 1024)
+    try:
+        check_id(public.fleet_id, "fleet id")
+    except UsageError as error:
+        raise TrustError(f"{path}: {error}", "key_type") from None
+    return public
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"expected {path}; make the fleet's keys with: skerry fleet init"
+        ) from None
