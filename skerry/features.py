@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from skerry.errors import UsageError
 
-__all__ = ["EXTRACTORS", "Extractor", "extractor"]
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "brightness",
+    "contrast",
+    "extractor",
+    "mean",
+    "sharpness",
+    "std",
+]
 
 Floats = NDArray[np.float32]
 Extractor = Callable[[Floats], Floats]

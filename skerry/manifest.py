@@ -14,8 +14,10 @@ import msgspec
 from skerry.sketch import Column, ColumnSpec
 
 __all__ = [
+    "Accuracy",
     "Baseline",
     "BaselineColumn",
+    "CandidateReport",
     "Evaluation",
     "FeatureSpec",
     "FileRef",

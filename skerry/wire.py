@@ -41,6 +41,7 @@ __all__ = [
     "Health",
     "Hello",
     "Item",
+    "LiveStats",
     "Loss",
     "Policy",
     "Prediction",
