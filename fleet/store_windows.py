@@ -22,8 +22,15 @@ class WindowStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def windows(self, model: str, since: float) -> list[DeviceWindow]:
-        """Return the windows of a model that began at `since` or later.
+    def windows(
+        self,
+        model: str,
+        since: float,
+        *,
+        until: float | None = None,
+        device: str | None = None,
+    ) -> list[DeviceWindow]:
+        """Return the windows of a model that began at `since` or later, before `until`.
 
         A process that was killed leaves the rest of its window to its successor: parts
         of one window are merged.
@@ -31,6 +38,8 @@ class WindowStore:
         Args:
             model: of any version.
             since: Unix seconds.
+            until: Unix seconds.
+            device: only of this one.
         """
         w, c = windows.c, contexts.c
         query = (
@@ -39,6 +48,10 @@ class WindowStore:
             .where(c.model == model, w.start >= since)
             .order_by(w.start)
         )
+        if until is not None:
+            query = query.where(w.start < until)
+        if device is not None:
+            query = query.where(w.device == device)
         with self._db.read() as connection:
             rows = connection.execute(query).all()
         found: dict[tuple[Any, ...], DeviceWindow] = {}
