@@ -5,6 +5,7 @@ percentile and entropy change little (measured), and min-max needs no histogram.
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +47,10 @@ def calibrate(model: onnx.ModelProto, port: Port, rows: NDArray[Any]) -> Ranges:
                 augmented_model_path=str(Path(folder, "augmented.onnx")),
                 calibrate_method=CalibrationMethod.MinMax,
             )
-            calibrator.collect_data(_Reader(port, rows))
-            found = calibrator.compute_data()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of NaN, which is refused below
+                calibrator.collect_data(_Reader(port, rows))
+                found = calibrator.compute_data()
         except Exception as error:  # onnxruntime's errors share no base class but this
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise RefusedError(f"calibration failed: {reason}") from None

@@ -77,4 +77,5 @@ def _drop(quality: Quality) -> str:
 
 
 def _interval(quality: Quality) -> str:
-    return f"(95 %: {-quality.drop_high:+.4f} to {-quality.drop_low:+.4f}, n={quality.n})"
+    low, high = (round(-end, 4) + 0.0 for end in (quality.drop_high, quality.drop_low))  # no -0.0
+    return f"(95 %: {low:+.4f} to {high:+.4f}, n={quality.n})"

@@ -70,6 +70,7 @@ def quantize(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> 
             extra_options={},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()  # it appends; ONNX wants every value made before it is used
     except Exception as error:  # it raises whatever went wrong inside
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise RefusedError(f"onnxruntime cannot quantize the model: {reason}") from None
