@@ -2,6 +2,7 @@
 
     made, encrypted, in --out     root-1.pem root-2.pem root-3.pem   two of three sign
                                   publisher-<name>.pem               signs releases
+                                  publisher-<name>.pub               its public half, to verify with
                                   authority.pem                      signs the issuing authority
     read from the fleet           keys/public.json                   which keys are online
     written for the fleet         tuf/catalog/1.root.json 1.targets.json
@@ -16,8 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import DelegatedRole, Delegations, Root, Snapshot, Targets, Timestamp
 
 from fleet.ca import load_ec_key, make_ec_key, make_root, sign_issuing, to_pem
@@ -30,7 +33,7 @@ from skerry.errors import ConflictError, UsageError
 from skerry.ids import check_id
 from skerry.keys import PublicKey, Signer
 
-__all__ = ["Ceremony", "hold_ceremony"]
+__all__ = ["Ceremony", "perform"]
 
 ROOT_KEYS: Final = 3
 ROOT_THRESHOLD: Final = 2
@@ -49,14 +52,36 @@ class Ceremony:
     fingerprints: dict[str, str]  # name -> key id, or digest of a file
     secret_files: tuple[Path, ...]
     fleet_files: tuple[Path, ...]
-    checklist: tuple[str, ...]
+    steps: tuple[str, ...]  # what people do next
+
+    def facts(self) -> dict[str, Any]:
+        """Return the ceremony as JSON would say it."""
+        return {
+            "fleet_id": self.fleet_id,
+            "fingerprints": self.fingerprints,
+            "secret_files": [str(path) for path in self.secret_files],
+            "fleet_files": [str(path) for path in self.fleet_files],
+        }
+
+    def checklist(self) -> str:
+        """Return the ceremony as text to print, read out and sign."""
+        width = max(len(name) for name in self.fingerprints)
+        return "\n".join(
+            (
+                f"Key ceremony of fleet {self.fleet_id}",
+                "",
+                *(f"  {name:{width}}  {value}" for name, value in self.fingerprints.items()),
+                "",
+                *(f"  [ ] {step}" for step in self.steps),
+            )
+        )
 
 
-def hold_ceremony(
+def perform(
     data: Path,
     out: Path,
-    *,
     publishers: Sequence[str],
+    *,
     passphrase: Passphrase,
     now: datetime,
 ) -> Ceremony:
@@ -104,6 +129,8 @@ def hold_ceremony(
     }
     for name, signer in signers.items():
         write_atomic(secrets[name], signer.to_pem(phrases[name]), mode=PRIVATE)
+    for name, key in released_by.items():
+        write_atomic(out / f"publisher-{name}.pub", _public_pem(key))
     write_atomic(secrets["authority"], to_pem(authority, phrases["authority"]), mode=PRIVATE)
     _read_back(secrets, phrases, signers)
     for path, content in files.items():
@@ -114,7 +141,7 @@ def hold_ceremony(
         fingerprints=_fingerprints(signers, public, files),
         secret_files=tuple(secrets.values()),
         fleet_files=tuple(files),
-        checklist=_checklist(public, publishers),
+        steps=_steps(public, publishers),
     )
 
 
@@ -170,6 +197,12 @@ def _catalog_targets(released_by: dict[str, PublicKey], now: datetime) -> Target
     return Targets(expires=until(now, OFFLINE_VALID), delegations=delegations)
 
 
+def _public_pem(key: PublicKey) -> bytes:
+    return Ed25519PublicKey.from_public_bytes(key.raw).public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
 def _read_back(
     secrets: dict[str, Path], phrases: dict[str, bytes], signers: dict[str, Signer]
 ) -> None:
@@ -189,7 +222,7 @@ def _fingerprints(
     return made | online | written
 
 
-def _checklist(public: PublicKeys, publishers: Sequence[str]) -> tuple[str, ...]:
+def _steps(public: PublicKeys, publishers: Sequence[str]) -> tuple[str, ...]:
     return (
         "Read the fingerprints aloud; compare `online ...` with what `skerry fleet init` printed "
         f"on the machine of fleet {public.fleet_id}.",

@@ -6,6 +6,8 @@ fleet over its API.
 """
 
 import json
+import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -133,11 +135,23 @@ def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: b
     """Make the offline root keys and publishers' keys, and sign the fleet's roots with them."""
     from fleet.ceremony import perform
 
-    performed = perform(data, out, publishers, now=datetime.now(UTC))
+    performed = perform(data, out, publishers, passphrase=_passphrase, now=datetime.now(UTC))
     if as_json:
         click.echo(json.dumps(performed.facts()))
         return
     click.echo(performed.checklist(), err=True)
+
+
+def _passphrase(name: str) -> bytes:
+    """Return the passphrase for a new key: from the environment, or asked for twice."""
+    if given := os.environ.get("SKERRY_KEY_PASSPHRASE"):
+        return given.encode()
+    if not sys.stdin.isatty():
+        raise UsageError("expected passphrases from a terminal, or one in SKERRY_KEY_PASSPHRASE")
+    asked = click.prompt(
+        f"Passphrase for {name}", hide_input=True, confirmation_prompt=True, err=True
+    )
+    return str(asked).encode()
 
 
 # --- models and rollouts ------------------------------------------------------------------

@@ -14,18 +14,37 @@ The rules:
 5. A device with other keys needs a new token, which an operator must ask for knowingly.
 """
 
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
+from fleet.ca import Authority, same_key
+from skerry.enrolment import EnrolRequest, roots_digest
+from skerry.errors import (
+    ConflictError,
+    InvalidTransition,
+    NotFoundError,
+    RefusedError,
+    TrustError,
+    UsageError,
+)
+from skerry.ids import check_id
 from skerry.profile import Inventory
-from skerry.states import DeviceState
+from skerry.states import DEVICE, DeviceState, advance
+from skerry.token import EnrolmentToken, format_token, secret_hash
 
-__all__ = ["Claim", "DeviceRecord", "Registry", "RegistryStore"]
+__all__ = ["Claim", "DeviceRecord", "Enrolled", "Registry", "RegistryStore"]
 
 TOKEN_TTL: Final = timedelta(hours=24)
 SECRET_BYTES: Final = 32
+REPORT_KEY_BYTES: Final = 32
+MAX_TAGS: Final = 32
+# what a selector can name (`fleet.targeting`)
+_TAG: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_VALUE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +100,173 @@ class RegistryStore(Protocol):
     def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
         """Change a device's state if it still is `old`; tell whether it was."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A device that was enrolled: its record, and whether the same request had been made before."""
+
+    record: DeviceRecord
+    again: bool
+
+
+class Registry:
+    """Names devices, enrols them, and moves them from state to state.
+
+    Args:
+        store: see `RegistryStore`.
+        authority: issues their certificates.
+        roots: returns the catalog's and the director's latest root.
+        client_id: returns a device's MQTT client id. The device id by default: right where the
+            broker binds it to the certificate; elsewhere it must be a secret of this enrolment.
+        random_bytes: the source of secrets.
+    """
+
+    def __init__(
+        self,
+        store: RegistryStore,
+        authority: Authority,
+        roots: Callable[[], tuple[bytes, bytes]],
+        *,
+        client_id: Callable[[str], str] = str,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._store = store
+        self._authority = authority
+        self._roots = roots
+        self._client_id = client_id
+        self._random_bytes = random_bytes
+
+    def preauthorize(
+        self,
+        device_id: str,
+        *,
+        tags: Mapping[str, str],
+        fleet_url: str,
+        now: datetime,
+        again: bool = False,
+    ) -> str:
+        """Return a new enrolment token for a device; it replaces an older one.
+
+        Args:
+            device_id: the name that the device will have.
+            tags: what operators write on it.
+            fleet_url: of the device listener, as the device reaches it.
+            now: aware UTC.
+            again: also for a device that has enrolled: whoever spends the token takes its place.
+
+        Raises:
+            UsageError: a malformed id or tag.
+            ConflictError: the device has enrolled, and `again` was not given.
+            RefusedError: the device was decommissioned; its name is not used again.
+        """
+        check_id(device_id, "device id")
+        _check_tags(tags)
+        state = self._store.device_state(device_id)
+        if state is DeviceState.DECOMMISSIONED:
+            raise RefusedError(f"{device_id} was decommissioned; choose another name")
+        if state not in (None, DeviceState.PREAUTHORIZED) and not again:
+            raise ConflictError(
+                f"{device_id} is {state} already; to let another machine take its place, "
+                "ask for a token again knowingly (again)"
+            )
+        secret = self._random_bytes(SECRET_BYTES)
+        claim = Claim(device_id, secret_hash(secret), now + TOKEN_TTL)
+        self._store.preauthorize(claim, tags=tags, now=now)
+        return format_token(
+            EnrolmentToken(
+                device_id=device_id,
+                secret=secret,
+                fleet_url=fleet_url,
+                ca_fingerprint=self._authority.fingerprint,
+                roots_digest=roots_digest(*self._roots()),
+            )
+        )
+
+    def enrol(self, request: EnrolRequest, now: datetime) -> Enrolled:
+        """Spend a token and return the device's record with its new certificate.
+
+        Args:
+            request: from the device; nothing of it is trusted but the token's secret.
+            now: aware UTC.
+
+        Raises:
+            RefusedError: the token is unknown, spent by another key, or expired, or its device is
+                not to enrol; the message does not say which.
+            TrustError: the certificate request or the report key is none.
+        """
+        if len(request.report_key) != REPORT_KEY_BYTES:
+            raise TrustError(f"expected a report key of {REPORT_KEY_BYTES} bytes", "key_type")
+        hashed = secret_hash(request.secret)
+        claim = self._store.claim(hashed)
+        if claim is None or claim.expires <= now:
+            raise _refused()
+        if claim.spent:
+            return self._repeat(claim, request)
+        state = self._store.device_state(claim.device_id)
+        if state is None:
+            raise _refused()
+        if state is not DeviceState.ACCEPTED:
+            try:
+                state = advance(DEVICE, state, DeviceState.ACCEPTED)
+            except InvalidTransition:
+                raise _refused() from None
+        certificate = self._authority.issue(claim.device_id, request.csr, now)
+        record = DeviceRecord(
+            device_id=claim.device_id,
+            state=state,
+            client_id=self._client_id(claim.device_id),
+            report_key=request.report_key,
+            certificate=certificate.pem,
+            certificate_expires=certificate.expires,
+            inventory=request.inventory,
+            enrolled_at=now,
+        )
+        if not self._store.enrol(hashed, record):  # another request was faster
+            return self._repeat(claim, request)
+        return Enrolled(record, again=False)
+
+    def move(self, device_id: str, state: DeviceState, now: datetime) -> None:
+        """Accept, reject or decommission a device.
+
+        Raises:
+            NotFoundError: no such device.
+            InvalidTransition: it cannot go there from where it is.
+            ConflictError: somebody else moved it at the same moment.
+        """
+        old = self._store.device_state(device_id)
+        if old is None:
+            raise NotFoundError(f"no device {device_id[:80]!r}; preauthorize it first")
+        if state is DeviceState.ACCEPTED and self._store.record(device_id) is None:
+            raise RefusedError(f"{device_id} has not enrolled; it is accepted when it does")
+        advance(DEVICE, old, state)
+        if not self._store.move(device_id, old, state, now):
+            raise ConflictError(f"{device_id} was changed by somebody else; look at it again")
+
+    def _repeat(self, claim: Claim, request: EnrolRequest) -> Enrolled:
+        """Answer a request that was answered before; refuse any other that spends the token."""
+        record = self._store.record(claim.device_id)
+        if (
+            record is None
+            or record.state is not DeviceState.ACCEPTED
+            or record.report_key != request.report_key
+            or not same_key(record.certificate, request.csr)
+        ):
+            raise _refused()
+        return Enrolled(record, again=True)
+
+
+def _refused() -> RefusedError:
+    return RefusedError("the enrolment token is unknown, spent or expired; ask for a new one")
+
+
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if len(tags) > MAX_TAGS:
+        raise UsageError(f"expected at most {MAX_TAGS} tags, got {len(tags)}")
+    for name, value in tags.items():
+        if _TAG.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+            raise UsageError(
+                "expected tags such as site=north: a name of up to 32 lower-case letters, digits "
+                "and '_', a value of up to 63 letters, digits, '.', '_' and '-'; "
+                f"got {name[:40]!r}={value[:80]!r}"
+            )
