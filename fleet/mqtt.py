@@ -46,6 +46,7 @@ class Sender:
         self._lock = threading.Lock()
         self._acks: dict[str, Ack] = {}
         self._others: dict[str, tuple[bool, Maker]] = {}  # topic (and id) -> retained, payload
+        self._versions: dict[str, int] = {}
         self._under_way = 0
         self._loop: MqttLoop | None = None
         self.link: Final = Link(f"fleet-{fleet_id}", on_ready=self._drain_anew, on_sent=self._sent)
@@ -62,7 +63,11 @@ class Sender:
         self._wake()
 
     def desired(self, device: str, version: int, body: Desired) -> None:
-        """Send, retained, what a device shall run."""
+        """Send, retained, what a device shall run; never an older version after a newer."""
+        with self._lock:
+            if version < self._versions.get(device, 0):
+                return
+            self._versions[device] = version
         topic = topics.down(self._fleet_id, device, "desired")
         self._put(topic, True, lambda: seal_down(
             self._signer, dev=device, type="desired", body=body, version=version
