@@ -1,1 +1,5 @@
-"""The operators' HTTP API and the pages of the console, on aiohttp."""
+"""The operators' HTTP API, on aiohttp."""
+
+from fleet.api.app import make_app
+
+__all__ = ["make_app"]

@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from fleet.api.problems import problem
 
@@ -24,10 +25,10 @@ COOKIE: Final = "skerry_session"
 SESSION_S: Final = 12 * 3600.0
 MAX_SESSIONS: Final = 256
 OPEN: Final = frozenset({"/healthz", "/readyz", "/login"})
+OPEN_BELOW: Final = ("/static/", "/tuf/")  # the console's looks, and what is signed anyway
 SAFE: Final = frozenset({"GET", "HEAD"})
 ACTOR: Final = web.RequestKey("actor", str)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 class Sessions:
@@ -61,7 +62,7 @@ def make_auth(sessions: Sessions) -> Middleware:
 
     @web.middleware
     async def auth(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN or request.path.startswith("/static/"):
+        if request.path in OPEN or request.path.startswith(OPEN_BELOW):
             return await handler(request)
         header = request.headers.get("Authorization", "")
         if header.startswith("Bearer ") and sessions.knows_token(header.removeprefix("Bearer ")):
