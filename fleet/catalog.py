@@ -7,7 +7,9 @@ A publisher's new metadata is accepted only if
 3. every target lies under ``models/<publisher>/``,
 4. every release that was there is there unchanged: what is released stays what it is,
 5. at most one release is new: the bundle that comes with it, by length and digest; its counter is
-   higher than any of its model, and it may fall back only to earlier releases of that model.
+   higher than any of its model, and it may fall back only to earlier releases of that model,
+6. the model belongs to this publisher: who released it first. Counters of two publishers cannot be
+   compared.
 
 Then snapshot and timestamp are signed anew with the online keys. The timestamp is written last and
 names everything else, so that a crash in between leaves the catalog as it was.
@@ -37,7 +39,7 @@ from fleet.roles import (
 )
 from skerry.bundle import Bundle
 from skerry.errors import NotFoundError, TrustError
-from skerry.trust import CatalogTarget
+from skerry.trust import CatalogTarget, parse_target
 
 __all__ = ["Acceptance", "Catalog", "Expiring"]
 
@@ -151,6 +153,7 @@ class Catalog:
         metadata = parse(data, Targets, "a publisher's metadata")
         publisher = publisher_of(metadata.signed)
         check_signed(self._targets, publisher, metadata)
+        self._check_owner(publisher, bundle.manifest.model)
         known = self._publishers.get(publisher)
         if known is not None and metadata.to_dict() == known.to_dict():
             # the same request again: its answer was lost
@@ -197,6 +200,16 @@ class Catalog:
             for name, role in sorted(roles.items())
             if role.expires - now < WARN_BEFORE
         ]
+
+    def _check_owner(self, publisher: str, model: str) -> None:
+        for name, metadata in self._publishers.items():
+            models = {parse_target(path).model for path in metadata.signed.targets}
+            if name != publisher and model in models:
+                raise TrustError(
+                    f"expected {model} from {name}, who released it first, got it from "
+                    f"{publisher}; give the model another name",
+                    "model_taken",
+                )
 
     def _sign(self, now: datetime) -> bool:
         """Bring snapshot and timestamp up to what there is; the timestamp is written last."""
