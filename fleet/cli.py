@@ -413,8 +413,7 @@ def policy_set(
     changed = {name: value for name, value in given.items() if value is not None}
     if not changed:
         raise UsageError("expected something to set: --window-s, --records or --sample-rate")
-    done = client.put("/policy", {k: v for k, v in client.get("/policy").items() if k != "version"}
-                      | changed)  # fmt: skip
+    done = client.put("/policy", changed)
     click.echo(json.dumps(done) if as_json else f"version {done['version']}")
 
 

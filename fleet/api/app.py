@@ -25,7 +25,7 @@ def make_app(backend: Backend) -> web.Application:
     app = web.Application(
         middlewares=[problems, make_auth(sessions)], client_max_size=writes.MAX_BODY_BYTES
     )
-    app[reads.QUERIES] = Queries(backend.database)
+    app[reads.QUERIES] = Queries(backend.store.database)
     app[writes.BACKEND] = backend
     app[pages.SESSIONS] = sessions
     for routes in (reads.routes, writes.routes, pages.routes, _own_routes()):
@@ -73,7 +73,7 @@ def _own_routes() -> web.RouteTableDef:
     async def metadata(request: web.Request) -> web.Response:
         """Give the catalog's metadata; it is signed and public."""
         catalog, name = request.app[writes.BACKEND].catalog, request.match_info["name"]
-        if catalog is None or METADATA_NAME.fullmatch(name) is None:
+        if METADATA_NAME.fullmatch(name) is None:
             raise NotFoundError(f"there is no metadata {name[:80]!r}")
         data = await reads.in_thread(catalog.metadata, name)
         return web.Response(body=data, content_type="application/json")

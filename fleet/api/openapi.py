@@ -17,11 +17,12 @@ ANSWERS: Final[dict[tuple[str, str], type]] = {
     ("GET", "/devices/{device}"): views.DeviceView,
     ("POST", "/devices/preauthorize"): views.TokenView,
     ("GET", "/rollouts/{rollout}"): views.RolloutView,
-    ("POST", "/rollouts/{rollout}/{verb}"): views.RolloutView,
+    ("POST", "/rollouts/{rollout}/{action}"): views.RolloutView,
     ("GET", "/predictions/ids"): views.IdPage,
     ("GET", "/accounting"): views.Accounting,
     ("GET", "/policy"): Policy,
     ("PUT", "/policy"): Policy,
+    ("POST", "/devices/{device}/{state}"): views.DeviceView,
     ("POST", "/alerts/{alert}/acknowledge"): views.AlertView,
 }
 BODIES: Final[dict[tuple[str, str], type]] = {

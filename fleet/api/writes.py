@@ -1,20 +1,26 @@
 """The changing routes: publish, roll out, enrol, acknowledge, set the policy."""
 
 import asyncio
+import functools
 import tempfile
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import IO, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
 
+from fleet.actions import Action
 from fleet.api.auth import ACTOR
 from fleet.api.backend import Backend
 from fleet.api.reads import QUERIES, answer, in_thread
+from fleet.api.views import TokenView
+from fleet.commands import Commands
 from fleet.plan import Plan
 from skerry.bundle import MAX_BUNDLE_BYTES
 from skerry.errors import SkerryError, UsageError
-from skerry.wire import Policy
+from skerry.states import DeviceState
 
 __all__ = ["BACKEND", "routes"]
 
@@ -24,6 +30,7 @@ MAX_METADATA_BYTES: Final = 1 << 20
 MAX_BODY_BYTES: Final = 1 << 20
 SPOOL_BYTES: Final = 8 << 20  # of an upload kept in memory; more goes to a file
 CHUNK_BYTES: Final = 1 << 16
+OPERATORS: Final = [action for action in Action if action is not Action.SUBMIT]
 
 routes = web.RouteTableDef()
 
@@ -31,6 +38,7 @@ routes = web.RouteTableDef()
 class _Preauthorize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_id: str
     tags: dict[str, str] = {}
+    again: bool = False  # also for a device that has enrolled before
 
 
 async def _body(request: web.Request, kind: type[T]) -> T:
@@ -51,7 +59,6 @@ async def publish(request: web.Request) -> web.Response:
     """Take a bundle and its publisher's signed metadata (multipart: `metadata`, `bundle`)."""
     if not request.content_type.startswith("multipart/"):
         raise UsageError("expected multipart/form-data with the parts metadata and bundle")
-    commands, actor = request.app[BACKEND].commands, request[ACTOR]
     metadata: bytes | None = None
     with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as bundle:
         async for part in await request.multipart():
@@ -64,24 +71,22 @@ async def publish(request: web.Request) -> web.Response:
         if metadata is None or bundle.tell() == 0:
             raise UsageError("expected the parts metadata and bundle; one of them is missing")
         bundle.seek(0)
-        published = await in_thread(commands.publish, bundle, metadata, actor)
-    return answer(published, 201)
+        release = await _command(request, Commands.publish, bundle, metadata)
+    return answer({"target": release.target, "bundle": release.bundle}, 201)
 
 
 @routes.post("/api/v1/rollouts")
 async def create_rollout(request: web.Request) -> web.Response:
     """Start a rollout from a plan."""
-    plan = await _body(request, Plan)
-    rollout_id = await in_thread(request.app[BACKEND].commands.create_rollout, plan, request[ACTOR])
-    return answer({"rollout_id": rollout_id}, 201)
+    rollout = await _command(request, Commands.create_rollout, await _body(request, Plan))
+    return answer({"rollout_id": rollout.rollout_id, "state": rollout.state}, 201)
 
 
-@routes.post("/api/v1/rollouts/{rollout}/{verb:pause|resume|abort|rollback}")
+@routes.post(f"/api/v1/rollouts/{{rollout}}/{{action:{'|'.join(OPERATORS)}}}")
 async def act(request: web.Request) -> web.Response:
-    """Pause, resume, abort or roll back a rollout."""
-    commands, rollout_id = request.app[BACKEND].commands, request.match_info["rollout"]
-    act_on: Callable[..., None] = getattr(commands, request.match_info["verb"])
-    await in_thread(act_on, rollout_id, request[ACTOR])
+    """Take one of an operator's actions on a rollout."""
+    rollout_id, action = request.match_info["rollout"], Action(request.match_info["action"])
+    await _command(request, Commands.act, rollout_id, action)
     return answer(await in_thread(request.app[QUERIES].rollout, rollout_id))
 
 
@@ -89,41 +94,55 @@ async def act(request: web.Request) -> web.Response:
 async def preauthorize(request: web.Request) -> web.Response:
     """Allow a device to enrol, and give its one-time token."""
     wanted = await _body(request, _Preauthorize)
-    commands = request.app[BACKEND].commands
-    made = await in_thread(commands.preauthorize, wanted.device_id, wanted.tags, request[ACTOR])
-    return answer(made, 201)
+    token = await _command(
+        request, Commands.preauthorize, wanted.device_id, wanted.tags, again=wanted.again
+    )
+    return answer(TokenView(wanted.device_id, token), 201)
+
+
+@routes.post("/api/v1/devices/{device}/{state:accepted|rejected|decommissioned}")
+async def move_device(request: web.Request) -> web.Response:
+    """Accept, reject or decommission a device."""
+    device, state = request.match_info["device"], DeviceState(request.match_info["state"])
+    await _command(request, Commands.move_device, device, state)
+    return answer((await in_thread(request.app[QUERIES].devices, time.time(), device))[0])
 
 
 @routes.get("/api/v1/policy")
 async def policy(request: web.Request) -> web.Response:
     """Show the policy that holds for every device."""
-    return answer(await in_thread(request.app[BACKEND].commands.policy))
+    return answer(await in_thread(request.app[BACKEND].store.alerts.policy))
 
 
 @routes.put("/api/v1/policy")
 async def set_policy(request: web.Request) -> web.Response:
-    """Put a policy in force; its version is given by the fleet."""
-    wanted: dict[str, Any] = await _body(request, dict[str, Any])
-    try:
-        # version is the fleet's to give; a typo must not pass as "unchanged"
-        given = msgspec.convert({**wanted, "version": 0}, Policy)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"the policy is wrong: {error}") from None
-    unknown = sorted(set(wanted) - set(Policy.__struct_fields__))
-    if unknown:
-        known = ", ".join(Policy.__struct_fields__)
-        raise UsageError(f"expected keys of {known} in a policy, got {', '.join(unknown)}")
-    commands = request.app[BACKEND].commands
-    return answer(await in_thread(commands.set_policy, given, request[ACTOR]))
+    """Change the policy; what is not given stays."""
+    changes = await _body(request, dict[str, Any])
+    return answer(await _command(request, Commands.set_policy, changes))
 
 
 @routes.post("/api/v1/alerts/{alert}/acknowledge")
 async def acknowledge(request: web.Request) -> web.Response:
     """Note that somebody is looking at an alert."""
     alert_id = request.match_info["alert"]
-    await in_thread(request.app[BACKEND].commands.acknowledge_alert, alert_id, request[ACTOR])
+    await _command(request, Commands.acknowledge_alert, alert_id)
     found = await in_thread(request.app[QUERIES].alerts)
     return answer(next(alert for alert in found if alert.alert_id == alert_id))
+
+
+async def _command(
+    request: web.Request, command: Callable[..., T], *arguments: Any, **options: Any
+) -> T:
+    """Run one of the operators' commands in a thread, in the name of who asked."""
+    call = functools.partial(
+        command,
+        request.app[BACKEND].commands,
+        *arguments,
+        **options,
+        actor=request[ACTOR],
+        now=datetime.now(UTC),
+    )
+    return await asyncio.to_thread(call)
 
 
 async def _read_part(part: BodyPartReader, limit: int) -> bytes:
