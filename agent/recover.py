@@ -69,6 +69,8 @@ class _Dead:
     """What the unsettled part of a dead boot holds."""
 
     entries: list[Entry]
+    last_seq: int = 0
+    os_boot: str = ""
     covers: set[str] = field(default_factory=set)  # other boots whose windows stand here
 
 
@@ -183,7 +185,10 @@ class Recovery:
         settled = settled_upto(directory)
         dead = _Dead([])
         for path in segments(directory):
-            for header, seq, item in _entries(path, settled):
+            for header, seq, item in _entries(path):
+                dead.last_seq, dead.os_boot = seq, header.os_boot
+                if seq <= settled:
+                    continue
                 dead.entries.append((header, seq, item))
                 if isinstance(item, SketchWindow) and item.ctx < len(header.contexts):
                     for name, span in item.covers.items():
@@ -202,12 +207,11 @@ class Recovery:
 
     def _say_loss(self, boot: str, dead: _Dead) -> None:
         """Say what a power cut may have taken: numbers reserved and not readable."""
-        if not dead.entries or dead.entries[-1][0].os_boot == self._os_boot:
+        if not dead.last_seq or dead.os_boot == self._os_boot:
             return
-        last_seq = dead.entries[-1][1]
         reserved = max((read_marks(p)[0] for p in segments(self._root / boot)), default=0)
-        if reserved > last_seq:
-            self._spool.append(to_msgpack(Loss(boot, reserved - last_seq, "power_cut")))
+        if reserved > dead.last_seq:
+            self._spool.append(to_msgpack(Loss(boot, reserved - dead.last_seq, "power_cut")))
 
 
 class _Follower:
@@ -276,11 +280,10 @@ def _uncounted(
     return windows
 
 
-def _entries(path: Path, after: int = 0) -> Iterator[Entry]:
-    """Yield the records of a segment whose seq is greater than `after`."""
+def _entries(path: Path) -> Iterator[Entry]:
     try:
         with SegmentReader(path) as reader:
-            yield from (entry for entry in _drain(reader) if entry[1] > after)
+            yield from _drain(reader)
     except (FormatError, NotFoundError):
         return  # torn before its first record, or forgotten by control
 

@@ -16,6 +16,7 @@ still for `hang_s` seconds is ended by the kernel (SIGALRM).
 
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -43,6 +44,7 @@ __all__ = [
     "frames_from_control",
     "frames_from_serve",
     "serve_command",
+    "serve_environment",
     "smoke_command",
 ]
 
@@ -204,6 +206,12 @@ def serve_command(config_file: Path, *, listen_fd: int, control_fd: int) -> list
         sys.executable, "-m", "agent.serve", str(config_file),
         "--listen-fd", str(listen_fd), "--control-fd", str(control_fd),
     ]  # fmt: skip
+
+
+def serve_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a serve process or smoke run: numpy starts no threads of its own."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**environment, **one}
 
 
 def smoke_command(

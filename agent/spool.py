@@ -33,6 +33,7 @@ __all__ = ["NO_ROOM", "Spool", "used_bytes"]
 
 NO_ROOM: Final = 0  # in place of a seq: the record was not kept
 RESERVE: Final = 1024  # seqs reserved ahead
+SYNC_RECORDS: Final = 32
 FULL_RETRY_S: Final = 1.0
 
 
@@ -55,16 +56,26 @@ class Spool:
         header: what every segment's header says; `first_seq` is filled in here.
         segment_bytes: size of one file.
         max_bytes: of all segments in the spool; beyond it nothing is kept.
+        many_unsynced: called when `SYNC_RECORDS` records wait for a sync.
 
     Raises:
         ConflictError: another process writes this boot.
     """
 
-    def __init__(self, root: Path, header: Header, *, segment_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        header: Header,
+        *,
+        segment_bytes: int,
+        max_bytes: int,
+        many_unsynced: Callable[[], None] = lambda: None,
+    ) -> None:
         self._root = root
         self._header = header
         self._segment_bytes = segment_bytes
         self._max_bytes = max_bytes
+        self._many_unsynced = many_unsynced
         self.boot: Final = header.boot
         self.directory: Final = root / header.boot
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -111,6 +122,8 @@ class Spool:
         seq = self.next_seq
         self.next_seq = seq + 1
         self.unsynced += 1
+        if self.unsynced == SYNC_RECORDS:
+            self._many_unsynced()
         if seq >= self._durable_reserve:
             self.take_sync()()  # rare: hundreds of records within one sync interval
         return seq

@@ -1,0 +1,71 @@
+"""The serve process's figures as Prometheus text, format 0.0.4."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from agent.endpoint import Served
+from agent.http import HttpServer
+from agent.observe import Observer
+from agent.spool import Spool
+
+__all__ = ["metrics_text"]
+
+QUANTILES: Final = (0.5, 0.9, 0.99)
+
+
+def metrics_text(
+    models: Sequence[Served], observer: Observer, spool: Spool, server: HttpServer
+) -> str:
+    """Return the text of ``/metrics``."""
+    labels = [
+        f'slot="{s.slot.slot}",model="{s.slot.model}",version="{s.slot.model_version}",'
+        f'variant="{s.slot.variant}"'
+        for s in models
+    ]
+    each = list(zip(labels, models, strict=True))
+    lines: list[str] = []
+    _family(
+        lines, "skerry_predictions_total", "counter", "Predictions answered and counted.",
+        ((f"{{{label}}}", s.answered) for label, s in each),
+    )  # fmt: skip
+    _family(
+        lines, "skerry_repeated_total", "counter", "Predictions answered again for a known id.",
+        ((f"{{{label}}}", s.repeated) for label, s in each),
+    )  # fmt: skip
+    _family(
+        lines, "skerry_errors_total", "counter", "Requests that a model failed to answer.",
+        ((f"{{{label}}}", s.errors) for label, s in each),
+    )  # fmt: skip
+    lines.append("# HELP skerry_latency_seconds From a request's last byte to its record.")
+    lines.append("# TYPE skerry_latency_seconds summary")
+    for label, s in each:
+        for q in QUANTILES:
+            us = s.latencies.quantile(q)
+            value = "NaN" if us is None else f"{us / 1e6:.6g}"
+            lines.append(f'skerry_latency_seconds{{{label},quantile="{q}"}} {value}')
+        lines.append(f"skerry_latency_seconds_sum{{{label}}} {s.latencies.sum_us / 1e6:.6g}")
+        lines.append(f"skerry_latency_seconds_count{{{label}}} {s.latencies.n}")
+    figures: list[tuple[str, str, str, float]] = [
+        ("skerry_windows_total", "counter", "Sketch windows written.", observer.windows),
+        ("skerry_windows_lost_total", "counter", "Windows without room.", observer.windows_lost),
+        ("skerry_records_total", "counter", "Records appended.", spool.next_seq - 1),
+        ("skerry_records_lost_total", "counter", "Records without room.", spool.lost_total),
+        (
+            "skerry_refused_total",
+            "counter",
+            "Requests refused while too many waited.",
+            server.refused,
+        ),
+        ("skerry_connections", "gauge", "Open connections.", len(server.connections)),
+    ]
+    for name, kind, text, figure in figures:
+        _family(lines, name, kind, text, [("", figure)])
+    return "\n".join(lines) + "\n"
+
+
+def _family(
+    lines: list[str], name: str, kind: str, text: str, values: Iterable[tuple[str, float]]
+) -> None:
+    lines.append(f"# HELP {name} {text}")
+    lines.append(f"# TYPE {name} {kind}")
+    lines.extend(f"{name}{label} {value}" for label, value in values)

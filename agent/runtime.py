@@ -1,0 +1,155 @@
+"""A model that runs: one onnxruntime session and what the manifest says of it.
+
+One thread unless told otherwise and no spinning: on a device that does other work,
+a spinning second thread doubles the CPU for nothing (measured).
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from skerry.canonical import from_json
+from skerry.errors import RefusedError, UsageError
+from skerry.features import Extractor, extractor
+from skerry.manifest import Manifest, TensorSpec
+from skerry.reading import read_predictions
+from skerry.tensors import DTYPES
+
+__all__ = ["Model", "Row", "read_manifest"]
+
+ORT_TYPES: Final = {
+    "tensor(bool)": "BOOL", "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64", "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}  # fmt: skip
+MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is kept of one row of a request."""
+
+    prediction: int
+    confidence: float
+    features: list[float]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return a bundle's manifest.
+
+    Raises:
+        FormatError: no manifest.
+    """
+    return from_json(path.read_bytes(), Manifest, limit=MAX_MANIFEST_BYTES)
+
+
+class Model:
+    """A loaded model.
+
+    Args:
+        file: single-file ONNX, verified.
+        manifest: of its bundle.
+        variant: the id of the variant that the file is.
+        threads: of one operator.
+
+    Raises:
+        RefusedError: it does not load, or is not what its manifest says.
+    """
+
+    def __init__(self, file: Path, manifest: Manifest, variant: str, *, threads: int = 1) -> None:
+        chosen = next((v for v in manifest.variants if v.id == variant), None)
+        if chosen is None:
+            raise RefusedError(f"expected a variant of the manifest, got {variant!r}")
+        started = time.perf_counter()
+        self._session = _open(file, chosen.provider, threads)
+        self.manifest: Final = manifest
+        self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
+        self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
+        self._output_names: Final = list(self.outputs)
+        self._features: Final[list[tuple[str, Extractor]]] = [
+            (feature.input, extractor(feature.kind)) for feature in manifest.features
+        ]
+        self._compare(file)
+        self._warm()
+        self.load_ms: Final = (time.perf_counter() - started) * 1000
+
+    def run(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model on checked inputs and return its outputs by name."""
+        values = self._session.run(self._output_names, tensors)
+        return dict(zip(self._output_names, values, strict=True))
+
+    def rows(self, tensors: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> list[Row]:
+        """Return prediction, confidence and features of every row of a batch."""
+        reading = self.manifest.prediction
+        classes, confidence = read_predictions(outputs[reading.output], reading.kind)
+        columns = [
+            compute(np.asarray(tensors[name], dtype=np.float32)).tolist()
+            for name, compute in self._features
+        ]
+        features = zip(*columns, strict=True) if columns else ([] for _ in range(len(classes)))
+        return [
+            Row(prediction, value, list(row))
+            for prediction, value, row in zip(
+                classes.tolist(), confidence.tolist(), features, strict=True
+            )
+        ]
+
+    def _compare(self, file: Path) -> None:
+        ports = (
+            (self.inputs, self._session.get_inputs(), True),
+            (self.outputs, self._session.get_outputs(), False),
+        )
+        for specs, found, all_of_them in ports:
+            types = {port.name: ORT_TYPES.get(port.type, port.type) for port in found}
+            wanted = {name: spec.datatype for name, spec in specs.items()}
+            got = types if all_of_them else {n: t for n, t in types.items() if n in wanted}
+            if got != wanted or not set(wanted.values()) <= set(DTYPES):
+                raise RefusedError(f"expected {wanted} in {file.name}, the model has {types}")
+
+    def _warm(self) -> None:
+        """Run once, so that the first request pays for no allocation and surprises nobody."""
+        tensors = {spec.name: _example(spec) for spec in self.inputs.values()}
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs = self.run(tensors)
+                rows = self.rows(tensors, outputs)
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise RefusedError(f"the model fails on an input of zeros: {error}") from None
+        if len(rows) != len(next(iter(tensors.values()))):
+            raise RefusedError("expected one prediction per row; the first axis must be the batch")
+
+
+def _open(file: Path, provider: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if provider not in ort.get_available_providers():
+        raise RefusedError(f"expected {provider} in this onnxruntime; it is not built in")
+    if not file.is_file():
+        raise RefusedError(f"expected a model at {file}; it is missing")
+    try:
+        return ort.InferenceSession(str(file), options, providers=[provider])
+    except Exception as error:  # as above
+        raise RefusedError(f"onnxruntime cannot load {file.name}: {error}") from None
+
+
+def _example(spec: TensorSpec) -> NDArray[Any]:
+    if not spec.shape:
+        raise RefusedError(f"expected a batch axis in input {spec.name!r}; it is a scalar")
+    shape = [1 if size == -1 else size for size in spec.shape]
+    dtype = DTYPES.get(spec.datatype)
+    if dtype is None:
+        raise UsageError(f"expected one of {', '.join(DTYPES)}, got {spec.datatype!r}")
+    return np.full(shape, "", dtype=object) if dtype.kind == "O" else np.zeros(shape, dtype=dtype)
