@@ -128,6 +128,7 @@ class Turn:
             work = msgspec.structs.replace(work, ending=ending)
             slot = msgspec.structs.replace(slot, work=work, next=then)
             self.put(slot)
+            self._reports = True  # what serves is no longer the candidate
             self.act(slot)
         else:
             slot = self.end(slot, work, ending, Effect.NO_STATE_CHANGE)
