@@ -4,13 +4,14 @@ All of them block on the database or the disk; an event loop calls them in a thr
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from fleet.actions import Action, act
+from fleet.api.views import TokenView
 from fleet.bundles import Bundles, Published
 from fleet.catalog import Catalog
 from fleet.dispatch import Dispatcher
@@ -27,6 +28,7 @@ from skerry.errors import ConflictError, UsageError
 from skerry.ids import check_id
 from skerry.manifest import Evaluation
 from skerry.states import DeviceState
+from skerry.trust import parse_target
 from skerry.wire import Cmd, Policy
 
 __all__ = ["Commands"]
@@ -34,6 +36,7 @@ __all__ = ["Commands"]
 CMD_VALID: Final = timedelta(minutes=5)
 MIN_WINDOW_S: Final = 1.0
 MAX_WINDOW_S: Final = 86400.0
+MAX_SPREAD_S: Final = 86400.0
 
 
 class Commands:
@@ -50,6 +53,7 @@ class Commands:
         bundles: Bundles,
         catalog: Catalog,
         fleet_url: str,
+        clock: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
@@ -59,10 +63,11 @@ class Commands:
         self._bundles = bundles
         self._catalog = catalog
         self._fleet_url = fleet_url
+        self._clock = clock
 
     # --- releases ---------------------------------------------------------------------
 
-    def publish(self, file: BinaryIO, metadata: bytes, *, actor: str, now: datetime) -> Release:
+    def publish(self, bundle: BinaryIO, metadata: bytes, actor: str) -> Published:
         """Take a signed bundle in; a second time changes nothing.
 
         Raises:
@@ -70,12 +75,14 @@ class Commands:
             TrustError: not signed, or against a rule of the catalog.
             ConflictError: somebody released in between.
         """
-        published = self._bundles.publish(file, metadata, now)
-        release = self._keep(published, now)
-        self._note(actor, "release.publish", published.target.path, {"bundle": release.bundle}, now)
-        return release
+        now = self._clock()
+        published = self._bundles.publish(bundle, metadata, now)
+        self._keep(published, now)
+        detail = {"bundle": published.bundle.digest, "new": published.new}
+        self._note(actor, "release.publish", published.target.path, detail)
+        return published
 
-    def reconcile(self, now: datetime) -> int:
+    def reconcile(self) -> int:
         """Bring releases that only the catalog knows into the database; return how many.
 
         The catalog is written before the database: a crash in between leaves one behind.
@@ -84,10 +91,11 @@ class Commands:
         missing = [t for t in self._catalog.releases() if t.path not in known]
         for target in missing:
             bundle = self._bundles.open(target)
-            self._keep(Published(target.path.split("/")[1], target, bundle, new=False), now)
+            publisher = parse_target(target.path).publisher
+            self._keep(Published(publisher, target, bundle, new=False), self._clock())
         return len(missing)
 
-    def _keep(self, published: Published, now: datetime) -> Release:
+    def _keep(self, published: Published, now: datetime) -> None:
         bundle, manifest = published.bundle, published.bundle.manifest
         release = Release(
             target=published.target,
@@ -95,19 +103,17 @@ class Commands:
             evaluation=from_json(bundle.blobs[manifest.evaluation.digest], Evaluation),
             published_at=now.timestamp(),
         )
-        known = self._store.releases.by_bundle(release.bundle)
-        if known is not None:
-            return known
+        if self._store.releases.by_bundle(release.bundle) is not None:
+            return
         sizes = {digest: len(data) for digest, data in bundle.blobs.items()}
         self._store.releases.add(
             release, baseline=bundle.blobs[manifest.baseline.digest], sizes=sizes
         )
-        return release
 
     # --- rollouts ---------------------------------------------------------------------
 
-    def create_rollout(self, plan: Plan, *, actor: str, now: datetime) -> Rollout:
-        """Make a rollout of a published release and submit it.
+    def create_rollout(self, plan: Plan, actor: str) -> str:
+        """Make a rollout of a published release, submit it, and return its id.
 
         Raises:
             NotFoundError: the release is not published.
@@ -117,39 +123,51 @@ class Commands:
         version = plan.model_version.replace(".", "-")
         rollout_id = check_id(f"{plan.model[:32]}-{version[:16]}-{secrets.token_hex(3)}", "rollout")
         devices = select(plan.selector, candidates(self._store), rollout_id)
-        rollout = draft(rollout_id, plan, devices, now.timestamp())
+        rollout = draft(rollout_id, plan, devices, self._clock().timestamp())
         self._store.rollouts.create(rollout, release.bundle)
-        self._note(actor, "rollout.create", rollout_id, {"target": plan.target}, now)
-        return self.act(rollout_id, Action.SUBMIT, actor=actor, now=now)
+        self._note(actor, "rollout.create", rollout_id, {"target": plan.target})
+        self.act(rollout_id, Action.SUBMIT, actor)
+        return rollout_id
 
-    def act(self, rollout_id: str, action: Action, *, actor: str, now: datetime) -> Rollout:
-        """Pause, resume, abort, roll back, approve, deny, archive, or skip a stage.
+    def pause(self, rollout_id: str, actor: str) -> None:
+        """Hold a rollout: no new device is told."""
+        self.act(rollout_id, Action.PAUSE, actor)
+
+    def resume(self, rollout_id: str, actor: str) -> None:
+        """Go on with a paused rollout."""
+        self.act(rollout_id, Action.RESUME, actor)
+
+    def abort(self, rollout_id: str, actor: str) -> None:
+        """End a rollout; what is committed stays."""
+        self.act(rollout_id, Action.ABORT, actor)
+
+    def rollback(self, rollout_id: str, actor: str) -> None:
+        """Take every device of a rollout back."""
+        self.act(rollout_id, Action.ROLL_BACK, actor)
+
+    def act(self, rollout_id: str, action: Action, actor: str) -> Rollout:
+        """Do something to a rollout, and return it as it is then.
 
         Raises:
             NotFoundError: no such rollout.
             InvalidTransition: it cannot go there from where it is.
             RefusedError: not this rollout, not now.
         """
+        now = self._clock()
         with self._store.rollouts.step(rollout_id) as step:
             decisions = act(step.rollout, action, step.assignments(), now.timestamp(), actor)
             changed = self._dispatcher.carry_out(step, decisions, now)
             rollout = step.rollout
-        self._note(actor, f"rollout.{action}", rollout_id, {"state": rollout.state}, now)
+        self._note(actor, f"rollout.{action}", rollout_id, {"state": rollout.state})
         self._engine.send_desired(changed)
         return rollout
 
     # --- devices ----------------------------------------------------------------------
 
     def preauthorize(
-        self,
-        device: str,
-        tags: Mapping[str, str],
-        *,
-        actor: str,
-        now: datetime,
-        again: bool = False,
-    ) -> str:
-        """Return a one-time enrolment token for a device.
+        self, device_id: str, tags: Mapping[str, str], actor: str, *, again: bool = False
+    ) -> TokenView:
+        """Allow a device to enrol, and return its one-time token.
 
         Raises:
             UsageError: a malformed id or tag.
@@ -157,78 +175,65 @@ class Commands:
             RefusedError: the device was decommissioned.
         """
         token = self._registry.preauthorize(
-            device, tags=tags, fleet_url=self._fleet_url, now=now, again=again
+            device_id, tags=tags, fleet_url=self._fleet_url, now=self._clock(), again=again
         )
-        self._note(actor, "device.preauthorize", device, {"tags": dict(tags)}, now)
-        return token
+        self._note(actor, "device.preauthorize", device_id, {"tags": dict(tags)})
+        return TokenView(device_id, token)
 
-    def move_device(self, device: str, state: DeviceState, *, actor: str, now: datetime) -> None:
+    def move_device(self, device: str, state: DeviceState, actor: str) -> None:
         """Accept, reject or decommission a device.
 
         Raises:
             NotFoundError: no such device.
             InvalidTransition: it cannot go there from where it is.
         """
-        self._registry.move(device, state, now)
+        self._registry.move(device, state, self._clock())
         self._store.devices.forget_key(device)
-        self._note(actor, f"device.{state}", device, {}, now)
+        self._note(actor, f"device.{state}", device, {})
 
-    def command(
-        self, device: str, verb: str, args: Mapping[str, str], *, actor: str, now: datetime
-    ) -> str:
+    def command(self, device: str, verb: str, args: Mapping[str, str], actor: str) -> str:
         """Send a command to a device, to be run at most once; return its id."""
         if not verb.isidentifier():
             raise UsageError(f"expected a verb such as restart_serve, got {verb[:40]!r}")
+        now = self._clock()
         command_id = f"c-{secrets.token_hex(8)}"
         expires = (now + CMD_VALID).timestamp()
         self._store.alerts.add_command(
             command_id, device, verb, args, now=now.timestamp(), expires_at=expires
         )
-        self._note(actor, "device.command", device, {"id": command_id, "verb": verb}, now)
+        self._note(actor, "device.command", device, {"id": command_id, "verb": verb})
         self._sender.cmd(device, Cmd(command_id, verb, dict(args)), expires)
         return command_id
 
     # --- policy and alerts --------------------------------------------------------------
 
-    def set_policy(self, changes: Mapping[str, Any], *, actor: str, now: datetime) -> Policy:
-        """Change fields of the policy, and send it to every device.
+    def policy(self) -> Policy:
+        """Return the policy that holds."""
+        return self._store.alerts.policy()
 
-        Args:
-            changes: field -> value; `version`, if given, must be the present one.
-            actor: who does it.
-            now: aware UTC.
+    def set_policy(self, policy: Policy, actor: str) -> Policy:
+        """Put a policy in force, send it to every device, and return it with its version.
 
         Raises:
-            UsageError: an unknown field or a wrong value.
-            ConflictError: somebody else changed it first.
+            UsageError: a value out of bounds.
+            ConflictError: somebody else changed it at the same moment.
         """
-        old = self._store.alerts.policy()
-        known = {field for field in Policy.__struct_fields__ if field != "version"}
-        unknown = sorted(set(changes) - known - {"version"})
-        if unknown:
-            raise UsageError(f"expected fields of {', '.join(sorted(known))}; got {unknown[0]}")
-        if changes.get("version", old.version) != old.version:
-            raise ConflictError(
-                f"expected the present version {old.version}, got {changes['version']}: "
-                "somebody else changed the policy; read it again"
-            )
-        merged = {**msgspec.to_builtins(old), **changes, "version": old.version + 1}
-        try:
-            policy = msgspec.convert(merged, Policy)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"expected a policy: {error}") from None
         if not MIN_WINDOW_S <= policy.window_s <= MAX_WINDOW_S:
             raise UsageError(
                 f"expected window_s of {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, got {policy.window_s:g}"
             )
-        if not 0.0 <= policy.sample_rate <= 1.0 or policy.spread_s < 0.0:
-            raise UsageError("expected sample_rate of 0 to 1 and spread_s of at least 0")
-        self._store.alerts.put_policy(policy, now.timestamp())
-        self._note(actor, "policy.set", f"version {policy.version}", dict(changes), now)
+        if not 0.0 <= policy.sample_rate <= 1.0:
+            raise UsageError(f"expected sample_rate of 0 to 1, got {policy.sample_rate:g}")
+        if not 0.0 <= policy.spread_s <= MAX_SPREAD_S:
+            raise UsageError(f"expected spread_s of 0 to {MAX_SPREAD_S:g}, got {policy.spread_s:g}")
+        version = self._store.alerts.policy().version + 1
+        policy = msgspec.structs.replace(policy, version=version)
+        self._store.alerts.put_policy(policy, self._clock().timestamp())
+        self._note(actor, "policy.set", f"version {version}", msgspec.to_builtins(policy))
         self._sender.policy(policy)
         return policy
 
-    def acknowledge_alert(self, alert_id: str, *, actor: str, now: datetime) -> None:
+    def acknowledge_alert(self, alert_id: str, actor: str) -> None:
         """Note that an operator has seen an alert.
 
         Raises:
@@ -238,11 +243,9 @@ class Commands:
         alert = self._store.alerts.get_alert(alert_id)
         if alert.state == "acknowledged":
             return
-        if not self._store.alerts.acknowledge(alert_id, actor, now.timestamp()):
+        if not self._store.alerts.acknowledge(alert_id, actor, self._clock().timestamp()):
             raise ConflictError(f"{alert_id} is closed: its cause is gone")
-        self._note(actor, "alert.acknowledge", alert_id, {}, now)
+        self._note(actor, "alert.acknowledge", alert_id, {})
 
-    def _note(
-        self, actor: str, action: str, subject: str, detail: Mapping[str, Any], now: datetime
-    ) -> None:
-        self._store.alerts.note(actor, action, subject, detail, now.timestamp())
+    def _note(self, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        self._store.alerts.note(actor, action, subject, detail, self._clock().timestamp())

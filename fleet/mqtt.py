@@ -249,6 +249,13 @@ class FleetMqtt:
         """Whether every connection stands."""
         return self._sender.link.ready and all(link.ready for link in self._links)
 
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait until every connection stands; tell whether that was in time."""
+        until = time.monotonic() + timeout_s
+        while not self.connected and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.connected
+
     def start(self) -> None:
         """Begin to connect, receive and send."""
         self._worker.start(self._loop)

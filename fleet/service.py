@@ -1,0 +1,393 @@
+"""The fleet service: wires the parts together, runs them, and ends them in order.
+
+    broker   a child process, watched
+    store    SQLite or PostgreSQL, migrated
+    ingest   MQTT -> transactions -> acks              two threads
+    engine   rollouts, analyses, drift, renewal        a thread for each tick
+    http     two listeners: operators, devices         this event loop
+
+Listeners are bound first, so that a port in use is found before anything is started;
+``run.json`` is written last, when everything answers.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from fleet.api import make_app
+from fleet.blobs import Blobs
+from fleet.broker import Broker, BrokerSettings, free_port
+from fleet.bundles import Bundles
+from fleet.ca import Authority
+from fleet.catalog import Catalog
+from fleet.commands import Commands
+from fleet.config import FleetConfig
+from fleet.database import Database
+from fleet.device_api import DeviceListener, device_app
+from fleet.director import Director
+from fleet.dispatch import Dispatcher
+from fleet.engine import Engine
+from fleet.files import write_atomic
+from fleet.ingest import Ingest
+from fleet.keystore import load_online_keys
+from fleet.mqtt import FleetMqtt, IngestWorker, Sender
+from fleet.registry import Registry
+from fleet.store import open_store
+from fleet.watch import DriftWatch
+from skerry.canonical import to_json
+from skerry.errors import (
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    SkerryError,
+    UnreachableError,
+)
+from skerry.wire import Ack, Hello
+
+__all__ = ["RunInfo", "Service", "run", "serve"]
+
+log = logging.getLogger(__name__)
+
+MQTT_READY_TIMEOUT_S: Final = 15.0
+CLIENT_SECRET_BYTES: Final = 12
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """Where a running fleet is found: ``<data>/run.json``."""
+
+    fleet_id: str
+    api_url: str
+    console_url: str
+    device_url: str
+    broker_url: str
+    pid: int
+    broker_pid: int
+    started_at: float
+
+
+class Service:
+    """A fleet service; `fleet.api` sees it as its `Backend`."""
+
+    def __init__(self, config: FleetConfig, api_port: int, device_port: int) -> None:
+        """Wire the parts; nothing is started yet.
+
+        Args:
+            config: the fleet's settings.
+            api_port: where the operators' listener is bound.
+            device_port: where the devices' listener is bound.
+
+        Raises:
+            NotFoundError: the key ceremony has not been, or a key is missing.
+            TrustError: keys or metadata do not belong together.
+            UnreachableError: the database or the broker's program is not there.
+        """
+        self.config: Final = config
+        self.admin_token: Final = _read_token(config)
+        host = config.advertise_host or config.host
+        self._api_url = f"http://{host}:{api_port}"
+        self._device_url = f"http://{host}:{device_port}"
+        now = utc_now()
+        keys = load_online_keys(config.keys_dir, os.environ)
+        self.catalog: Final = Catalog(config.tuf_dir / "catalog", keys, now)
+        director = Director(config.tuf_dir / "director", keys)
+        authority = Authority(
+            keys.issuing,
+            _read(config, "issuing.crt"),
+            _read(config, "authority.crt"),
+        )
+        blobs = Blobs(config.blobs_dir)
+        self.broker: Final = Broker(
+            BrokerSettings(
+                name=f"skerry-{config.fleet_id}",
+                directory=config.broker_dir,
+                mqtt_port=config.broker_port or free_port("127.0.0.1"),
+                service_port=free_port("127.0.0.1"),
+                max_store_mb=config.broker_max_store_mb,
+            ),
+            self._broker_started,
+        )
+        self.store: Final = open_store(config.db_url)
+        sender = Sender(config.fleet_id, keys.message)
+        dispatcher = Dispatcher(director, self.store.releases)
+        self.engine: Final = Engine(
+            self.store,
+            dispatcher,
+            sender,
+            DriftWatch(self.store, windows=config.drift_windows),
+            drift_every_s=config.drift_every_s,
+            keep_predictions_s=config.keep_predictions_s,
+            keep_windows_s=config.keep_windows_s,
+            housekeeping=(self.catalog.renew,),
+        )
+        registry = Registry(
+            self.store.devices,
+            authority,
+            lambda: (self.catalog.root, director.root),
+            # this broker does not bind the client id to a certificate, so it is a secret
+            client_id=lambda device: f"{device}_{secrets.token_hex(CLIENT_SECRET_BYTES)}",
+        )
+        self.commands: Final = Commands(
+            store=self.store,
+            dispatcher=dispatcher,
+            engine=self.engine,
+            sender=sender,
+            registry=registry,
+            bundles=Bundles(blobs, self.catalog),
+            catalog=self.catalog,
+            fleet_url=self._device_url,
+            clock=utc_now,
+        )
+        ingest = Ingest(
+            self.store.telemetry,
+            _Replies(sender, self.engine),
+            fleet_id=config.fleet_id,
+            shards=config.shards,
+            credit=config.credit,
+        )
+        self.mqtt: Final = FleetMqtt(
+            fleet_id=config.fleet_id,
+            shards=config.shards,
+            host=self.broker.settings.host,
+            port=self.broker.settings.mqtt_port,
+            worker=IngestWorker(
+                ingest,
+                lambda: utc_now().timestamp(),
+                commit_every_s=config.commit_every_s,
+                commit_at_most=config.commit_at_most,
+            ),
+            sender=sender,
+        )
+        self.device_listener: Final = DeviceListener(
+            registry=registry,
+            catalog=self.catalog,
+            director=director,
+            blobs=blobs,
+            ca=authority.pem,
+            fleet_id=config.fleet_id,
+            broker_url=lambda: self.broker_url,
+            shards=config.shards,
+            clock=utc_now,
+        )
+        self._started_at = 0.0
+        self._stopping = asyncio.Event()
+
+    @property
+    def database(self) -> Database:
+        """Where everything is kept."""
+        return self.store.database
+
+    @property
+    def broker_url(self) -> str:
+        """Where devices find the broker."""
+        settings = self.broker.settings
+        return f"mqtt://{settings.host}:{settings.mqtt_port}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether broker, ingest and engine are at work."""
+        return self._started_at > 0.0 and self.broker.pid != 0 and self.mqtt.connected
+
+    @property
+    def run_info(self) -> RunInfo:
+        """Where this fleet is found."""
+        return RunInfo(
+            fleet_id=self.config.fleet_id,
+            api_url=self._api_url,
+            console_url=self._api_url + "/",
+            device_url=self._device_url,
+            broker_url=self.broker_url,
+            pid=os.getpid(),
+            broker_pid=self.broker.pid,
+            started_at=self._started_at,
+        )
+
+    async def start(self) -> None:
+        """Start everything but the listeners.
+
+        Raises:
+            RefusedError: the broker's port is in use.
+            UnreachableError: the broker does not start.
+        """
+        brought = await asyncio.to_thread(self.commands.reconcile)
+        if brought:
+            log.info("%d releases were in the catalog alone; they are in the database now", brought)
+        await self.broker.start()
+        self.mqtt.start()
+        await asyncio.to_thread(self.engine.start)
+        if not await asyncio.to_thread(self.mqtt.wait_connected, MQTT_READY_TIMEOUT_S):
+            raise UnreachableError(
+                f"expected the broker at {self.broker_url} to take the fleet's connections "
+                f"within {MQTT_READY_TIMEOUT_S:g} s; see {self.config.broker_dir / 'nats.log'}"
+            )
+
+    async def run(self, on_ready: Callable[[RunInfo], None] | None = None) -> None:
+        """Work until `stop`; `run.json` tells where, from now on."""
+        self._started_at = utc_now().timestamp()
+        self._write_run_file()
+        if on_ready is not None:
+            on_ready(self.run_info)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.broker.watch(), name="broker")
+            tasks.create_task(self._drive(), name="engine")
+            await self._stopping.wait()
+            # MQTT before the broker, so that the last acks leave
+            await asyncio.to_thread(self.mqtt.stop)
+            await self.broker.stop()
+
+    def stop(self) -> None:
+        """Ask the service to end."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """End every part, in order; nothing that was stored is lost by it."""
+        self._stopping.set()
+        await asyncio.to_thread(self.mqtt.stop)
+        await self.broker.stop()
+        self.store.close()
+        self.config.run_file.unlink(missing_ok=True)
+
+    async def _drive(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                await asyncio.to_thread(self.engine.tick, utc_now())
+                failing = False
+            except Exception:  # whatever it is, rollouts must go on when it is over
+                if not failing:
+                    log.exception("the engine stumbled; it is tried again")
+                failing = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self.config.tick_s)
+
+    def _broker_started(self, pid: int) -> None:
+        log.info("broker ready, process %d, at %s", pid, self.broker_url)
+        if self._started_at:
+            self._write_run_file()
+
+    def _write_run_file(self) -> None:
+        write_atomic(self.config.run_file, to_json(self.run_info) + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Replies:
+    """`fleet.ingest.Replies`: acks go to the sender, hellos are answered by the engine."""
+
+    sender: Sender
+    engine: Engine
+
+    def ack(self, device: str, ack: Ack) -> None:
+        self.sender.ack(device, ack)
+
+    def hello(self, device: str, hello: Hello) -> None:
+        try:
+            self.engine.hello(device, hello, utc_now())
+        except SkerryError:
+            log.exception("the hello of %s could not be answered", device)
+
+
+async def serve(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None = None) -> None:
+    """Run a fleet service until SIGTERM or SIGINT.
+
+    Raises:
+        SkerryError: it cannot start; the message says what to do.
+    """
+    with (
+        _only_one(config),
+        _bound(config.host, config.port, "operators") as api_socket,
+        _bound(config.host, config.device_port, "devices") as device_socket,
+    ):
+        service = Service(config, api_socket.getsockname()[1], device_socket.getsockname()[1])
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, service.stop)
+        runners = [
+            (web.AppRunner(make_app(service), access_log=None), api_socket),
+            (web.AppRunner(device_app(service.device_listener), access_log=None), device_socket),
+        ]
+        try:
+            await service.start()
+            for runner, listening in runners:
+                await runner.setup()
+                await web.SockSite(runner, listening).start()
+            await service.run(on_ready)
+        finally:
+            for runner, _ in runners:
+                await runner.cleanup()
+            await service.close()
+
+
+def run(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None = None) -> None:
+    """Run a fleet service until it is told to stop.
+
+    Raises:
+        SkerryError: it cannot start; the message says what to do.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    asyncio.run(serve(config, on_ready))
+
+
+def utc_now() -> datetime:
+    """Return the present, aware UTC."""
+    return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int, whom: str) -> Iterator[socket.socket]:
+    try:
+        listening = socket.create_server((host, port), backlog=512)
+    except OSError as error:
+        raise RefusedError(
+            f"expected port {port} of {host} to be free for {whom}: {error.strerror}; "
+            "stop what listens there, or choose another port (0 picks a free one)"
+        ) from None
+    with listening:
+        yield listening
+
+
+@contextlib.contextmanager
+def _only_one(config: FleetConfig) -> Iterator[None]:
+    """Hold the data directory: two services on one SQLite file would fight over devices."""
+    with (config.data / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"expected no running fleet on {config.data}, found one; "
+                f"its addresses are in {config.run_file}"
+            ) from None
+        yield
+
+
+def _read_token(config: FleetConfig) -> str:
+    try:
+        return config.admin_token_file.read_text().strip()
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"expected the operators' token in {config.admin_token_file}; "
+            f"make a fleet with: skerry fleet init --data {config.data}"
+        ) from None
+
+
+def _read(config: FleetConfig, name: str) -> bytes:
+    try:
+        return (config.keys_dir / name).read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"expected {config.keys_dir / name}; hold the key ceremony with: "
+            f"skerry keys ceremony --data {config.data} --out KEYS --publisher NAME"
+        ) from None
