@@ -159,7 +159,9 @@ class Catalog:
             # the same request again: its answer was lost
             target = check_release(publisher, known.signed, known.signed, bundle, now)
             return Acceptance(publisher, target, new=False)
-        before = Targets(version=0, expires=now) if known is None else known.signed
+        before = Targets(expires=now) if known is None else known.signed
+        if known is None:
+            before.version = 0  # its constructor takes none below 1
         target = check_release(publisher, metadata.signed, before, bundle, now)
         return Acceptance(publisher, target, new=target.path not in before.targets)
 
