@@ -24,6 +24,7 @@ from fleet.api.views import (
     VerdictView,
 )
 from fleet.database import Database
+from fleet.dispatch import RETURN_STAGE
 from fleet.plan import Rollout
 from skerry.canonical import from_json
 from skerry.errors import NotFoundError, UsageError
@@ -33,7 +34,6 @@ __all__ = ["SEEN_LATELY_S", "Queries"]
 SEEN_LATELY_S: Final = 90.0  # a device heard of within this time counts as connected
 SERVED: Final = frozenset({"probation", "committed"})
 MAX_PAGE: Final = 50_000
-ROLLBACK: Final = "rollback"  # the stage of assignments that take a device back
 AnyRow = Any  # a row of any query; its columns become typed views here
 
 
@@ -122,8 +122,7 @@ class Queries:
                     f"there is no rollout {rollout_id}; list them with: skerry rollout list"
                 )
             body = from_json(row.body.encode(), Rollout)
-            stages = [stage.name for stage in body.stages]
-            assignments = _assignments(connection, rollout_id, stages)
+            assignments = _assignments(connection, rollout_id)
             verdicts = _verdicts(connection, rollout_id)
         return RolloutView(
             rollout_id=row.rollout,
@@ -144,16 +143,16 @@ class Queries:
                     reason=stage.reason,
                     devices=list(stage.devices),
                     counts=_counts(stage.name, assignments),
-                    verdict=verdicts.get(position),
+                    verdict=verdicts.get(stage.name),
                 )
-                for position, stage in enumerate(body.stages)
+                for stage in body.stages
             ],
             assignments=assignments,
             devices_served=sorted(
                 {
                     a.device
                     for a in assignments
-                    if a.stage != ROLLBACK and SERVED & {step.state for step in a.steps}
+                    if a.stage != RETURN_STAGE and SERVED & {step.state for step in a.steps}
                 }
             ),
         )
@@ -291,9 +290,7 @@ def _release(row: AnyRow) -> ReleaseView:
     )
 
 
-def _assignments(
-    connection: Connection, rollout_id: str, stages: Sequence[str]
-) -> list[AssignmentView]:
+def _assignments(connection: Connection, rollout_id: str) -> list[AssignmentView]:
     t, s = schema.assignments, schema.steps
     steps: dict[str, list[StepView]] = defaultdict(list)
     query = (
@@ -309,7 +306,7 @@ def _assignments(
         AssignmentView(
             assignment_id=row.assignment,
             device=row.device,
-            stage=stages[row.stage] if row.stage >= 0 else ROLLBACK,
+            stage=row.stage,
             attempt=row.attempt,
             state=row.state,
             target=row.target,
@@ -325,7 +322,7 @@ def _assignments(
     ]
 
 
-def _verdicts(connection: Connection, rollout_id: str) -> dict[int, VerdictView]:
+def _verdicts(connection: Connection, rollout_id: str) -> dict[str, VerdictView]:
     t = schema.verdicts
     query = select(t).where(t.c.rollout == rollout_id).order_by(t.c.n)
     return {
@@ -347,7 +344,7 @@ def _alert(row: AnyRow) -> AlertView:
         subject=row.subject,
         state=row.state,
         severity=row.severity,
-        message=row.summary,
+        message=row.message,
         devices=list(body.get("devices", [])),
         body=body,
         raised_at=row.raised_at,

@@ -1,0 +1,104 @@
+"""A service behind the operator API without broker or devices: a real store, seeded by hand."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fleet import schema
+from fleet.plan import Plan
+from fleet.rollout import draft
+from fleet.store import Store, open_store
+from skerry.canonical import to_json, to_msgpack
+from skerry.counting import count_categorical
+from tests.fakes.windows import BASELINE, CLASSES, FakeDevice
+
+__all__ = ["BUNDLE", "TOKEN", "FakeBackend", "seed"]
+
+TOKEN: Final = "an-operators-token"
+BUNDLE: Final = "sha256:" + "ab" * 32
+HOSTILE: Final = '<script>alert("x")</script>'
+NOW: Final = 1_800_000_000.0
+
+
+@dataclass
+class FakeBackend:
+    """What `fleet.api` asks for; its commands are not reached in tests that only read."""
+
+    store: Store
+    commands: Any = None
+    catalog: Any = None
+    admin_token: str = TOKEN
+    is_ready: bool = True
+
+
+def seed(path: Path) -> FakeBackend:
+    """Return a backend with two devices, a release, a rollout, windows, drift and an alert."""
+    store = open_store(f"sqlite:///{path / 'fleet.db'}")
+    plan = Plan(model="reader", model_version="1.1.0", publisher="acme", slot="reader")
+    rollout = draft("reader-1-1-0-abc", plan, ["harbour-01", "harbour-02"], NOW)
+    window = FakeDevice("harbour-01", 1).window(NOW, bundle=BUNDLE)
+    drift = {
+        "at": NOW,
+        "groups": [],
+        "devices": [
+            {"device": "harbour-01", "site": "harbour", "verdict": "drift", "words": HOSTILE,
+             "features": [], "stuck": [], "skew": {}, "reference_windows": 9, "current_windows": 3},
+        ],
+    }  # fmt: skip
+    with store.database.write() as connection:
+
+        def add(table: Any, **values: Any) -> None:
+            connection.execute(table.insert().values(**values))
+
+        for device in ("harbour-01", "harbour-02"):
+            tags = to_json({"site": "harbour", "note": HOSTILE}).decode()
+            add(schema.devices, device=device, state="accepted", tags=tags, created_at=NOW)
+        add(schema.liveness, device="harbour-01", last_seen=time.time(), device_ts=NOW, boot="b")
+        add(
+            schema.releases, target=plan.target, publisher="acme", model="reader",
+            model_version="1.1.0", bundle=BUNDLE, length=1, release_counter=1, hw_classes='["any"]',
+            min_agent="0.1.0", may_fall_back_to="[]", manifest='{"variants":[{"id":"int8-cpu"}]}',
+            evaluation="{}", baseline=to_msgpack(BASELINE), published_at=NOW,
+        )  # fmt: skip
+        add(
+            schema.rollouts, rollout=rollout.rollout_id, model="reader", model_version="1.1.0",
+            bundle=BUNDLE, slot="reader", state="running", pause_reason=None, reason=HOSTILE,
+            body=to_json(rollout).decode(), revision=1, created_at=NOW, updated_at=NOW,
+        )  # fmt: skip
+        add(
+            schema.assignments, assignment="a-1", rollout=rollout.rollout_id, stage="all",
+            device="harbour-01", slot="reader", state="committed", target=plan.target,
+            bundle=BUNDLE, created_at=NOW, updated_at=NOW,
+        )  # fmt: skip
+        for position, state in enumerate(("notified", "probation", "committed")):
+            add(
+                schema.steps,
+                assignment="a-1",
+                position=position,
+                state=state,
+                at=NOW,
+                stored_at=NOW,
+            )
+        add(
+            schema.contexts, context=1, slot="reader", model="reader", model_version="1.1.0",
+            bundle=BUNDLE, variant="int8-cpu",
+        )  # fmt: skip
+        for seq in (1, 2, 3):
+            add(
+                schema.predictions, device="harbour-01", boot="b", seq=seq, context=1,
+                request=f"r-{seq % 2}", at=NOW, prediction=1, confidence=0.9, latency_us=100,
+                features=to_msgpack([0.1]),
+            )  # fmt: skip
+        columns = dict(window.columns) | {"prediction": count_categorical([1] * 45, CLASSES)}
+        add(
+            schema.windows, device="harbour-01", boot="b", seq=4, context=1, start=NOW,
+            length_s=1.0, n=45, errors=0, columns=to_msgpack(columns), stored_at=NOW,
+        )  # fmt: skip
+        add(schema.drift_reports, model="reader", body=to_json(drift).decode(), at=NOW)
+        add(
+            schema.alerts, alert="alert-1", kind="drift", subject="reader", state="open",
+            severity="warning", message=HOSTILE, body='{"devices":["harbour-01"]}',
+            raised_at=NOW, updated_at=NOW,
+        )  # fmt: skip
+    return FakeBackend(store)
