@@ -434,6 +434,7 @@ _HANDLERS: Final[dict[tuple[Doing, type], _Handler]] = {
     (Doing.VERIFYING, Rejected): _on_rejected,
     (Doing.VERIFYING, Failed): _on_failed,
     (Doing.DOWNLOADING, Downloaded): _on_downloaded,
+    (Doing.DOWNLOADING, Rejected): _on_rejected,
     (Doing.DOWNLOADING, Unfit): _on_unfit,
     (Doing.DOWNLOADING, Failed): _on_failed,
     (Doing.STAGING, Staged): _on_staged,

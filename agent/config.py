@@ -1,0 +1,141 @@
+"""The agent's settings: one frozen value, read once from an optional TOML file.
+
+Everything has a default. What the fleet decides (window length, record policy, credit) is
+not here: it comes signed, and is kept with the state.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from skerry.errors import NotFoundError, UsageError
+
+__all__ = ["AgentConfig", "Layout", "load_config"]
+
+MAX_PORT: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Settings of one agent; sizes in bytes, times in seconds."""
+
+    http_host: str = "127.0.0.1"
+    http_port: int = 8450  # 0: any free one
+    broker_url: str = ""  # mqtt://host:port; empty: as the fleet said at enrolment
+    fleet_url: str = ""  # of the fleet's device listener; empty: as the token said
+    poll_s: float = 0.2  # new records are looked for so often
+    batch_max_bytes: int = 48_000  # of one telemetry message
+    resend_s: float = 20.0  # a batch without an answer goes out again after so long, at first
+    reconnect_base_s: float = 0.5
+    reconnect_cap_s: float = 300.0
+    keepalive_s: int = 60
+    health_s: float = 30.0
+    threads: int = 1  # of onnxruntime, per operator
+    segment_bytes: int = 1 << 20
+    spool_max_bytes: int = 256 << 20
+    max_body_bytes: int = 16 << 20  # of one request
+    start_timeout_s: float = 60.0  # of a serving process, until its models are warm
+    drain_s: float = 10.0
+    smoke_timeout_s: float = 120.0
+    smoke_memory_mb: int = 0  # limit of a smoke run, 0 for none
+    verify_timeout_s: float = 60.0
+    download_timeout_s: float = 30.0  # without a byte
+    download_max_bytes: int = 4 << 30  # of one file
+    disk_reserve_bytes: int = 64 << 20  # free space that a download leaves
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.http_port <= MAX_PORT:
+            raise UsageError(f"expected http_port of 0 to {MAX_PORT}, got {self.http_port}")
+        if not 4_096 <= self.batch_max_bytes <= 96_000:
+            raise UsageError(
+                f"expected batch_max_bytes of 4096 to 96000, got {self.batch_max_bytes}"
+            )
+        for name in ("poll_s", "resend_s", "reconnect_base_s", "reconnect_cap_s", "keepalive_s",
+                     "health_s", "threads", "start_timeout_s", "drain_s", "smoke_timeout_s",
+                     "verify_timeout_s", "download_timeout_s", "download_max_bytes"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")
+        if self.log_level not in {"debug", "info", "warning", "error"}:
+            raise UsageError(
+                f"expected log_level debug, info, warning or error, got {self.log_level!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things lie in an agent's state directory."""
+
+    root: Path
+
+    @property
+    def identity(self) -> Path:
+        """Keys, certificates and trusted roots, from enrolment."""
+        return self.root / "identity"
+
+    @property
+    def database(self) -> Path:
+        """What must outlive a crash."""
+        return self.root / "state.db"
+
+    @property
+    def tuf(self) -> Path:
+        """Metadata of catalog and director, as last verified."""
+        return self.root / "tuf"
+
+    @property
+    def slots(self) -> Path:
+        """Bundles, by digest."""
+        return self.root / "slots"
+
+    @property
+    def spool(self) -> Path:
+        """Segments, by boot."""
+        return self.root / "spool"
+
+    @property
+    def status(self) -> Path:
+        """What a look from outside sees; not needed to go on."""
+        return self.root / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one control process of this directory."""
+        return self.root / "lock"
+
+
+def load_config(file: Path | None, **overrides: Any) -> AgentConfig:
+    """Read the settings.
+
+    Args:
+        file: a TOML file, or None for the defaults.
+        **overrides: given on the command line; None leaves a setting as it is.
+
+    Raises:
+        NotFoundError: no such file.
+        UsageError: no TOML, an unknown key, or a value of another type.
+    """
+    values = _read(file) if file is not None else {}
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    fields = {field.name: field for field in dataclasses.fields(AgentConfig)}
+    for key, value in values.items():
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise UsageError(f"unknown setting {key!r}; known are {known}")
+        kind = type(fields[key].default)
+        if kind is float and type(value) is int:
+            values[key] = float(value)
+        elif type(value) is not kind:
+            raise UsageError(f"expected {key} to be {kind.__name__}, got {value!r}")
+    return AgentConfig(**values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(f"no settings at {file}; leave --config out for the defaults") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is no TOML: {error}") from None

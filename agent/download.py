@@ -1,0 +1,163 @@
+"""Downloads: bounded, resumable, and named by digest, so that the place need not be trusted.
+
+A file grows as ``<name>.part`` and takes its name when its digest is right. After a break it
+goes on where it stopped (HTTP Range); a part that turns out wrong is thrown away once and
+begun again. Blocking: call it in a thread.
+"""
+
+import hashlib
+import http.client
+import os
+import shutil
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from agent.slots import CHUNK_BYTES, fsync_dir
+from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
+
+__all__ = ["Fetcher"]
+
+SMALL_BYTES: Final = 64 << 10
+
+
+class Fetcher:
+    """Fetches by HTTP.
+
+    Args:
+        base_url: of the fleet's device listener, or any OCI registry.
+        timeout_s: how long a connection may be silent.
+        ca_file: PEM of the authority that must have signed an https server's certificate.
+        reserve_bytes: free disk space that a download leaves.
+        stopped: asked between chunks; True ends the download.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        ca_file: Path | None = None,
+        reserve_bytes: int = 0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._base = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._reserve_bytes = reserve_bytes
+        self._stopped = stopped
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self._base.startswith("https:"):
+            context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        elif not self._base.startswith("http:"):
+            raise RefusedError(f"expected an http or https address, got {base_url[:120]!r}")
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def small(self, path: str, limit: int) -> bytes:
+        """Return the body at a path, of at most `limit` bytes.
+
+        Raises:
+            NotFoundError: the server does not have it.
+            RefusedError: the server answered with another error.
+            FormatError: it is longer.
+            UnreachableError: no connection, or it broke.
+        """
+        try:
+            with self._open(path) as response:
+                data = bytearray()
+                while chunk := response.read(SMALL_BYTES):
+                    data += chunk
+                    if len(data) > limit:
+                        raise FormatError(f"expected at most {limit} bytes at {path}")
+                return bytes(data)
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"reading {self._base}{path}: {error}") from None
+
+    def blob(self, path: str, target: Path, *, digest: str, size_bytes: int) -> None:
+        """Fetch a file, unless it is there; go on with a part of it.
+
+        Raises:
+            NotFoundError: the server does not have it.
+            RefusedError: no room on the disk, or the server answered with another error.
+            TrustError: code ``digest_mismatch``: the server has other bytes.
+            UnreachableError: no connection, it broke, or the download was stopped.
+        """
+        if target.is_file():
+            return
+        part = target.with_name(target.name + ".part")
+        resumed = self._grow(part, path, size_bytes)
+        if self._digest(part, size_bytes) != digest and resumed:
+            part.unlink(missing_ok=True)
+            self._grow(part, path, size_bytes)
+        if self._digest(part, size_bytes) != digest:
+            part.unlink(missing_ok=True)
+            raise TrustError(f"expected {digest} at {path}, got other bytes", "digest_mismatch")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+        fsync_dir(target.parent)
+
+    def _grow(self, part: Path, path: str, size_bytes: int) -> bool:
+        """Bring a part to its full size; tell whether some of it was there."""
+        have = part.stat().st_size if part.exists() else 0
+        if have > size_bytes:
+            part.unlink()
+            have = 0
+        if have == size_bytes and size_bytes > 0:
+            return True
+        free = shutil.disk_usage(part.parent).free
+        if free < size_bytes - have + self._reserve_bytes:
+            raise RefusedError(
+                f"expected {size_bytes - have + self._reserve_bytes} free bytes, got {free}; "
+                "make room on the disk"
+            )
+        try:
+            with self._open(path, offset=have) as response:
+                resumed = have > 0 and response.status == 206
+                with part.open("ab" if resumed else "wb") as file:
+                    self._copy(response, file, size_bytes - (have if resumed else 0))
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"fetching {self._base}{path}: {error}") from None
+        if part.stat().st_size < size_bytes:
+            raise UnreachableError(f"fetching {self._base}{path}: the connection ended early")
+        return resumed
+
+    def _copy(self, response: Any, file: Any, budget: int) -> None:
+        while chunk := response.read(min(CHUNK_BYTES, SMALL_BYTES)):
+            if self._stopped():
+                raise UnreachableError("the download was stopped")
+            budget -= len(chunk)
+            if budget < 0:
+                # more than was promised: the digest could not be right
+                file.write(chunk[:budget])
+                return
+            file.write(chunk)
+
+    def _open(self, path: str, offset: int = 0) -> Any:
+        request = urllib.request.Request(self._base + path)  # noqa: S310 - scheme checked above
+        if offset:
+            request.add_header("Range", f"bytes={offset}-")
+        try:
+            return self._opener.open(request, timeout=self._timeout_s)
+        except urllib.error.HTTPError as error:
+            error.close()
+            message = f"{self._base}{path} answered {error.code}"
+            if error.code == 404:
+                raise NotFoundError(message) from None
+            if error.code >= 500 or error.code in {408, 429}:
+                raise UnreachableError(message) from None
+            raise RefusedError(message) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"no connection to {self._base}: {error}") from None
+
+    def _digest(self, part: Path, size_bytes: int) -> str:
+        if not part.exists() or part.stat().st_size != size_bytes:
+            return ""
+        hasher = hashlib.sha256()
+        with part.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                hasher.update(chunk)
+        return "sha256:" + hasher.hexdigest()

@@ -1,0 +1,130 @@
+"""Who this device is: what enrolment left in ``identity/``.
+
+    identity.json        names and addresses
+    report.pem           Ed25519 key that signs everything the device says
+    device.pem, .crt     key and certificate for connections
+    ca.crt               the fleet's certificate authority
+    catalog-root.json    trusted roots, from which every verification begins
+    director-root.json
+
+Private keys are unencrypted files of mode 0600: a device starts without a person.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.slots import fsync_dir
+from skerry.canonical import from_json, to_json
+from skerry.custom import message_keys
+from skerry.enrolment import EnrolAnswer
+from skerry.errors import FormatError, NotFoundError
+from skerry.keys import PublicKey, Signer
+
+__all__ = ["Identity", "Record", "load_identity", "save_identity"]
+
+RECORD_FILE: Final = "identity.json"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """The enrolment record, as the device keeps it."""
+
+    device_id: str
+    client_id: str  # under which the device speaks MQTT
+    fleet_id: str
+    fleet_url: str  # of the device listener
+    broker_url: str  # mqtt://host:port
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this device is, with its key and the roots it trusts."""
+
+    record: Record
+    signer: Signer
+    catalog_root: bytes
+    director_root: bytes
+    folder: Path
+
+    @property
+    def ca_file(self) -> Path:
+        """PEM of the fleet's authority."""
+        return self.folder / "ca.crt"
+
+    def message_keys(self) -> dict[str, PublicKey]:
+        """Return the keys that speak for the fleet, as the director root of enrolment names them."""
+        root = from_json(self.director_root, dict[str, Any])
+        signed = root.get("signed")
+        return message_keys(signed if isinstance(signed, dict) else {})
+
+
+def load_identity(folder: Path) -> Identity:
+    """Read the identity of an enrolled device.
+
+    Raises:
+        NotFoundError: it is not enrolled.
+        FormatError: a file is damaged.
+    """
+    if not (folder / RECORD_FILE).is_file():
+        raise NotFoundError(
+            f"no identity in {folder}; enrol first: "
+            f"skerry-agent enroll --state {folder.parent} --token TOKEN"
+        )
+    try:
+        return Identity(
+            record=from_json((folder / RECORD_FILE).read_bytes(), Record),
+            signer=Signer.from_pem((folder / "report.pem").read_bytes(), None),
+            catalog_root=(folder / "catalog-root.json").read_bytes(),
+            director_root=(folder / "director-root.json").read_bytes(),
+            folder=folder,
+        )
+    except OSError as error:
+        raise FormatError(f"the identity in {folder} is not whole: {error}; enrol again") from None
+
+
+def save_identity(
+    folder: Path, answer: EnrolAnswer, *, fleet_url: str, signer: Signer, device_key: bytes
+) -> Record:
+    """Keep an identity: complete, or not at all, for `identity.json` is written last.
+
+    Args:
+        folder: made if it is missing.
+        answer: what the fleet said, verified.
+        fleet_url: of the device listener.
+        signer: the report key.
+        device_key: PEM of the key for connections.
+    """
+    record = Record(
+        device_id=answer.device_id,
+        client_id=answer.client_id,
+        fleet_id=answer.fleet_id,
+        fleet_url=fleet_url,
+        broker_url=answer.broker_url,
+        shards=answer.shards,
+    )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_private(folder / "report.pem", signer.to_pem(None))
+    write_private(folder / "device.pem", device_key)
+    write_private(folder / "device.crt", answer.certificate.encode())
+    write_private(folder / "ca.crt", answer.ca.encode())
+    write_private(folder / "catalog-root.json", answer.catalog_root)
+    write_private(folder / "director-root.json", answer.director_root)
+    write_private(folder / RECORD_FILE, to_json(record))
+    return record
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner reads: beside its place, synced, then renamed."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    fsync_dir(path.parent)

@@ -1,0 +1,139 @@
+"""The agent's database: what must outlive a crash, in SQLite with one writer.
+
+    machine    the update machine's state, saved before every act
+    setting    what the fleet decided: policy, message keys
+    result     of the last commands, so that each runs at most once
+
+WAL with FULL: what `save` returned from survives a power cut.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Final, TypeVar
+
+from agent.device_state import State
+from skerry.canonical import from_msgpack, to_msgpack
+from skerry.errors import ConflictError, FormatError
+from skerry.wire import Result
+
+__all__ = ["Database", "read_state"]
+
+T = TypeVar("T")
+
+SCHEMA_VERSION: Final = 1
+KEEP_RESULTS: Final = 256
+MAX_STATE_BYTES: Final = 4 << 20
+_SCHEMA: Final = """
+CREATE TABLE machine (id INTEGER PRIMARY KEY CHECK (id = 1), state BLOB NOT NULL) STRICT;
+CREATE TABLE setting (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE result (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, ok INTEGER NOT NULL,
+                     output TEXT NOT NULL, acked INTEGER NOT NULL DEFAULT 0) STRICT;
+PRAGMA user_version = 1;
+"""
+
+
+class Database:
+    """The database of one agent; a `Journal` of the update machine.
+
+    Raises:
+        ConflictError: written by a newer agent.
+        FormatError: damaged.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            self._db = sqlite3.connect(file, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA busy_timeout = 5000")
+            self._db.execute("PRAGMA journal_size_limit = 4194304")
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise FormatError(f"cannot use {file}: {error}; move it away and restart") from None
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+
+    def save(self, state: State) -> None:
+        """Make the machine's state durable."""
+        self._db.execute(
+            "INSERT INTO machine VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state",
+            (to_msgpack(state),),
+        )
+
+    def load(self) -> State | None:
+        """Return the machine's state as last saved."""
+        row = self._db.execute("SELECT state FROM machine").fetchone()
+        return None if row is None else from_msgpack(row[0], State, limit=MAX_STATE_BYTES)
+
+    def put(self, name: str, value: object) -> None:
+        """Keep a setting."""
+        self._db.execute(
+            "INSERT INTO setting VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, to_msgpack(value)),
+        )
+
+    def get(self, name: str, type: type[T]) -> T | None:
+        """Return a setting, or None."""
+        row = self._db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return None if row is None else from_msgpack(row[0], type)
+
+    def begin_command(self, id: str) -> bool:
+        """Note that a command begins; False if it did before, whatever came of it."""
+        cursor = self._db.execute(
+            "INSERT INTO result (id, ok, output) VALUES (?, 0, 'interrupted') "
+            "ON CONFLICT (id) DO NOTHING",
+            (id,),
+        )
+        self._db.execute(
+            "DELETE FROM result WHERE number <= (SELECT max(number) FROM result) - ?",
+            (KEEP_RESULTS,),
+        )
+        return cursor.rowcount == 1
+
+    def end_command(self, result: Result) -> None:
+        """Keep what came of a command."""
+        self._db.execute(
+            "UPDATE result SET ok = ?, output = ? WHERE id = ?",
+            (result.ok, result.output, result.id),
+        )
+
+    def results(self) -> list[Result]:
+        """Return the results that the fleet has not acknowledged."""
+        rows = self._db.execute("SELECT id, ok, output FROM result WHERE NOT acked ORDER BY number")
+        return [Result(id, bool(ok), output) for id, ok, output in rows]
+
+    def acknowledge(self, ids: list[str]) -> None:
+        """Note that the fleet has these results."""
+        self._db.executemany("UPDATE result SET acked = 1 WHERE id = ?", [(id,) for id in ids])
+
+    def _prepare(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise ConflictError(
+                f"expected {self._file} of version {SCHEMA_VERSION}, got {version}; update the agent"
+            )
+        if version == 0:
+            self._db.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
+
+
+def read_state(file: Path) -> State | None:
+    """Return the state of an agent that may be running, without disturbing it.
+
+    Raises:
+        FormatError: damaged.
+    """
+    if not file.exists():
+        return None
+    try:
+        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=2.0)
+        try:
+            row = db.execute("SELECT state FROM machine").fetchone()
+        finally:
+            db.close()
+    except sqlite3.DatabaseError as error:
+        raise FormatError(f"cannot read {file}: {error}") from None
+    return None if row is None else from_msgpack(row[0], State, limit=MAX_STATE_BYTES)
