@@ -5,7 +5,6 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import IO, Any, Final, TypeVar
 
 import msgspec
@@ -15,12 +14,12 @@ from fleet.actions import Action
 from fleet.api.auth import ACTOR
 from fleet.api.backend import Backend
 from fleet.api.reads import QUERIES, answer, in_thread
-from fleet.api.views import TokenView
 from fleet.commands import Commands
 from fleet.plan import Plan
 from skerry.bundle import MAX_BUNDLE_BYTES
-from skerry.errors import SkerryError, UsageError
+from skerry.errors import ConflictError, SkerryError, UsageError
 from skerry.states import DeviceState
+from skerry.wire import Policy
 
 __all__ = ["BACKEND", "routes"]
 
@@ -71,15 +70,15 @@ async def publish(request: web.Request) -> web.Response:
         if metadata is None or bundle.tell() == 0:
             raise UsageError("expected the parts metadata and bundle; one of them is missing")
         bundle.seek(0)
-        release = await _command(request, Commands.publish, bundle, metadata)
-    return answer({"target": release.target, "bundle": release.bundle}, 201)
+        published = await _command(request, Commands.publish, bundle, metadata)
+    return answer({"target": published.target, "new": published.new}, 201)
 
 
 @routes.post("/api/v1/rollouts")
 async def create_rollout(request: web.Request) -> web.Response:
     """Start a rollout from a plan."""
-    rollout = await _command(request, Commands.create_rollout, await _body(request, Plan))
-    return answer({"rollout_id": rollout.rollout_id, "state": rollout.state}, 201)
+    rollout_id = await _command(request, Commands.create_rollout, await _body(request, Plan))
+    return answer({"rollout_id": rollout_id}, 201)
 
 
 @routes.post(f"/api/v1/rollouts/{{rollout}}/{{action:{'|'.join(OPERATORS)}}}")
@@ -94,10 +93,8 @@ async def act(request: web.Request) -> web.Response:
 async def preauthorize(request: web.Request) -> web.Response:
     """Allow a device to enrol, and give its one-time token."""
     wanted = await _body(request, _Preauthorize)
-    token = await _command(
-        request, Commands.preauthorize, wanted.device_id, wanted.tags, again=wanted.again
-    )
-    return answer(TokenView(wanted.device_id, token), 201)
+    call = functools.partial(Commands.preauthorize, again=wanted.again)
+    return answer(await _command(request, call, wanted.device_id, wanted.tags), 201)
 
 
 @routes.post("/api/v1/devices/{device}/{state:accepted|rejected|decommissioned}")
@@ -111,14 +108,28 @@ async def move_device(request: web.Request) -> web.Response:
 @routes.get("/api/v1/policy")
 async def policy(request: web.Request) -> web.Response:
     """Show the policy that holds for every device."""
-    return answer(await in_thread(request.app[BACKEND].store.alerts.policy))
+    return answer(await in_thread(request.app[BACKEND].commands.policy))
 
 
 @routes.put("/api/v1/policy")
 async def set_policy(request: web.Request) -> web.Response:
     """Change the policy; what is not given stays."""
     changes = await _body(request, dict[str, Any])
-    return answer(await _command(request, Commands.set_policy, changes))
+    old = await in_thread(request.app[BACKEND].commands.policy)
+    unknown = sorted(set(changes) - set(Policy.__struct_fields__))
+    if unknown:
+        known = ", ".join(Policy.__struct_fields__)
+        raise UsageError(f"expected keys of {known} in a policy, got {unknown[0]!r}")
+    if changes.get("version", old.version) != old.version:
+        raise ConflictError(
+            f"expected the present version {old.version}, got {changes['version']}: "
+            "somebody else changed the policy; read it again"
+        )
+    try:
+        policy = msgspec.convert({**msgspec.to_builtins(old), **changes}, Policy)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"expected a policy: {error}") from None
+    return answer(await _command(request, Commands.set_policy, policy))
 
 
 @routes.post("/api/v1/alerts/{alert}/acknowledge")
@@ -130,19 +141,10 @@ async def acknowledge(request: web.Request) -> web.Response:
     return answer(next(alert for alert in found if alert.alert_id == alert_id))
 
 
-async def _command(
-    request: web.Request, command: Callable[..., T], *arguments: Any, **options: Any
-) -> T:
+async def _command(request: web.Request, command: Callable[..., T], *arguments: Any) -> T:
     """Run one of the operators' commands in a thread, in the name of who asked."""
-    call = functools.partial(
-        command,
-        request.app[BACKEND].commands,
-        *arguments,
-        **options,
-        actor=request[ACTOR],
-        now=datetime.now(UTC),
-    )
-    return await asyncio.to_thread(call)
+    commands, actor = request.app[BACKEND].commands, request[ACTOR]
+    return await asyncio.to_thread(command, commands, *arguments, actor)
 
 
 async def _read_part(part: BodyPartReader, limit: int) -> bytes:
