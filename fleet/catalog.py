@@ -233,7 +233,7 @@ class Catalog:
         if (
             last is not None
             and named == self._snapshot.version
-            and last.expires - now >= TIMESTAMP_RENEWAL
+            and last.expires - now > TIMESTAMP_RENEWAL
         ):
             return False
         self._timestamp = Timestamp(

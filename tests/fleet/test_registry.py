@@ -1,0 +1,261 @@
+"""A token enrols one device, once, under the name it was made for; in memory and in the database."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from fleet.ca import Authority, issuing_request, make_ec_key, make_root, sign_issuing
+from fleet.registry import Registry, RegistryStore
+from fleet.store import open_store
+from skerry.enrolment import EnrolRequest, roots_digest
+from skerry.errors import (
+    ConflictError,
+    InvalidTransition,
+    NotFoundError,
+    RefusedError,
+    TrustError,
+    UsageError,
+)
+from skerry.keys import Signer
+from skerry.profile import Inventory
+from skerry.states import DeviceState
+from skerry.token import EnrolmentToken, parse_token, secret_hash
+from tests.fakes.registry_store import MemoryRegistryStore
+from tests.fakes.trusted import NOW
+
+ROOT_KEY, ISSUING_KEY = make_ec_key(), make_ec_key()
+ROOT = make_root(ROOT_KEY, "demo", NOW)
+ISSUING = sign_issuing(ROOT_KEY, ROOT, issuing_request(ISSUING_KEY, "demo"), "demo", NOW)
+AUTHORITY = Authority(ISSUING_KEY, ISSUING, ROOT)
+ROOTS = (b"catalog root", b"director root")
+URL = "http://127.0.0.1:8441"
+
+
+@dataclass
+class Machine:
+    """A machine that wants to enrol: two keys, and the name it gives itself."""
+
+    key: ec.EllipticCurvePrivateKey
+    report: Signer
+    calls_itself: str = "root"
+
+    def request(self, token: EnrolmentToken) -> EnrolRequest:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.calls_itself)])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(name)
+        signed = csr.sign(self.key, hashes.SHA256())
+        pem = signed.public_bytes(serialization.Encoding.PEM).decode()
+        facts = Inventory(agent="0.1.0", platform="linux-x86_64", isa=["avx2"])
+        return EnrolRequest(token.secret, pem, self.report.public.raw, facts)
+
+
+def machine() -> Machine:
+    return Machine(make_ec_key(), Signer.generate())
+
+
+@pytest.fixture(params=["memory", "database"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryStore]:
+    if request.param == "memory":
+        yield MemoryRegistryStore()
+        return
+    opened = open_store(f"sqlite:///{tmp_path / 'fleet.db'}")
+    yield opened.devices
+    opened.close()
+
+
+@pytest.fixture
+def registry(store: RegistryStore) -> Registry:
+    return Registry(store, AUTHORITY, lambda: ROOTS)
+
+
+def token_for(registry: Registry, device: str = "dev-1", *, again: bool = False) -> EnrolmentToken:
+    text = registry.preauthorize(
+        device, tags={"site": "north"}, fleet_url=URL, now=NOW, again=again
+    )
+    return parse_token(text)
+
+
+def common_name(pem: str) -> object:
+    certificate = x509.load_pem_x509_certificates(pem.encode())[0]
+    return certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+
+
+def test_a_token_says_where_the_fleet_is_and_how_to_know_it(registry: Registry) -> None:
+    token = token_for(registry)
+    assert (token.device_id, token.fleet_url) == ("dev-1", URL)
+    assert token.ca_fingerprint == AUTHORITY.fingerprint
+    assert token.roots_digest == roots_digest(*ROOTS)
+    assert len(token.secret) == 32
+
+
+def test_a_device_is_enrolled_under_the_name_of_its_token(
+    registry: Registry, store: RegistryStore
+) -> None:
+    asking = machine()
+    record = registry.enrol(asking.request(token_for(registry)), NOW).record
+    assert record.device_id == "dev-1"
+    assert common_name(record.certificate) == "dev-1"
+    assert record.report_key == asking.report.public.raw
+    assert record.client_id == "dev-1"
+    assert record.certificate_expires <= NOW + timedelta(days=30)
+    assert store.device_state("dev-1") is DeviceState.ACCEPTED
+    assert store.record("dev-1") == record
+
+
+def test_the_secret_is_not_kept(registry: Registry, store: RegistryStore) -> None:
+    token = token_for(registry)
+    claim = store.claim(secret_hash(token.secret))
+    assert claim is not None
+    assert token.secret.hex() not in repr(claim)
+
+
+def test_the_client_id_may_be_a_secret_of_the_enrolment(store: RegistryStore) -> None:
+    registry = Registry(store, AUTHORITY, lambda: ROOTS, client_id=lambda device: f"{device}-x7f")
+    record = registry.enrol(machine().request(token_for(registry)), NOW).record
+    assert record.client_id == "dev-1-x7f"
+
+
+def test_a_spent_token_enrols_nobody_else(registry: Registry) -> None:
+    token = token_for(registry)
+    registry.enrol(machine().request(token), NOW)
+    with pytest.raises(RefusedError):
+        registry.enrol(machine().request(token), NOW)
+
+
+def test_a_lost_answer_is_given_again(registry: Registry) -> None:
+    asking, token = machine(), token_for(registry)
+    first = registry.enrol(asking.request(token), NOW)
+    second = registry.enrol(asking.request(token), NOW + timedelta(hours=1))
+    assert (first.again, second.again) == (False, True)
+    assert second.record == first.record
+
+
+def test_half_the_keys_are_not_the_same_device(registry: Registry) -> None:
+    asking, token = machine(), token_for(registry)
+    registry.enrol(asking.request(token), NOW)
+    for thief in (Machine(asking.key, Signer.generate()), Machine(make_ec_key(), asking.report)):
+        with pytest.raises(RefusedError):
+            registry.enrol(thief.request(token), NOW)
+
+
+def test_an_expired_token_is_refused_even_to_its_device(registry: Registry) -> None:
+    asking, token = machine(), token_for(registry)
+    with pytest.raises(RefusedError):
+        registry.enrol(asking.request(token), NOW + timedelta(hours=24))
+    registry.enrol(asking.request(token), NOW + timedelta(hours=23))
+    with pytest.raises(RefusedError):
+        registry.enrol(asking.request(token), NOW + timedelta(hours=24))
+
+
+def test_a_guessed_token_is_refused_in_the_same_words(registry: Registry) -> None:
+    token = token_for(registry)
+    registry.enrol(machine().request(token), NOW)
+    refusals = set()
+    for secret in (token.secret, bytes(32), b""):
+        with pytest.raises(RefusedError) as refused:
+            registry.enrol(machine().request(msgspec.structs.replace(token, secret=secret)), NOW)
+        refusals.add(str(refused.value))
+    assert len(refusals) == 1
+
+
+def test_a_new_token_takes_the_place_of_the_old(registry: Registry) -> None:
+    old, new = token_for(registry), token_for(registry)
+    with pytest.raises(RefusedError):
+        registry.enrol(machine().request(old), NOW)
+    assert registry.enrol(machine().request(new), NOW).record.device_id == "dev-1"
+
+
+def test_of_many_at_once_exactly_one_spends_the_token(registry: Registry) -> None:
+    token = token_for(registry)
+    requests = [machine().request(token) for _ in range(8)]
+    enrolled, refused = [], []
+
+    def enrol(request: EnrolRequest) -> None:
+        try:
+            enrolled.append(registry.enrol(request, NOW).record.report_key)
+        except RefusedError:
+            refused.append(request)
+
+    threads = [threading.Thread(target=enrol, args=(request,)) for request in requests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(enrolled), len(refused)) == (1, 7)
+
+
+def test_a_bad_request_does_not_spend_the_token(registry: Registry) -> None:
+    asking, token = machine(), token_for(registry)
+    good = asking.request(token)
+    for bad in (
+        msgspec.structs.replace(good, csr="none"),
+        msgspec.structs.replace(good, report_key=b"short"),
+    ):
+        with pytest.raises(TrustError):
+            registry.enrol(bad, NOW)
+    assert not registry.enrol(good, NOW).again
+
+
+def test_an_enrolled_device_gets_another_token_only_knowingly(
+    registry: Registry, store: RegistryStore
+) -> None:
+    registry.enrol(machine().request(token_for(registry)), NOW)
+    with pytest.raises(ConflictError, match="again"):
+        token_for(registry)
+    replacement = machine()
+    registry.enrol(replacement.request(token_for(registry, again=True)), NOW)
+    record = store.record("dev-1")
+    assert record is not None
+    assert record.report_key == replacement.report.public.raw
+
+
+def test_a_decommissioned_device_never_comes_back(registry: Registry) -> None:
+    asking, token = machine(), token_for(registry)
+    registry.enrol(asking.request(token), NOW)
+    registry.move("dev-1", DeviceState.DECOMMISSIONED, NOW)
+    with pytest.raises(RefusedError):
+        token_for(registry, again=True)
+    with pytest.raises(RefusedError):
+        registry.enrol(asking.request(token), NOW)
+    with pytest.raises(InvalidTransition):
+        registry.move("dev-1", DeviceState.ACCEPTED, NOW)
+
+
+def test_a_device_is_rejected_and_accepted_again(registry: Registry, store: RegistryStore) -> None:
+    registry.enrol(machine().request(token_for(registry)), NOW)
+    registry.move("dev-1", DeviceState.REJECTED, NOW)
+    registry.move("dev-1", DeviceState.ACCEPTED, NOW)
+    assert store.device_state("dev-1") is DeviceState.ACCEPTED
+
+
+def test_a_device_that_has_not_enrolled_is_not_accepted(registry: Registry) -> None:
+    token_for(registry)
+    with pytest.raises(RefusedError, match="not enrolled"):
+        registry.move("dev-1", DeviceState.ACCEPTED, NOW)
+    with pytest.raises(NotFoundError):
+        registry.move("dev-2", DeviceState.REJECTED, NOW)
+
+
+@pytest.mark.parametrize("device", ["", "d", "Dev-1", "dev/1", "dev-1\n", "../dev", "x" * 64])
+def test_a_malformed_device_id_is_refused(registry: Registry, device: str) -> None:
+    with pytest.raises(UsageError):
+        token_for(registry, device)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"Site": "north"}, {"site": ""}, {"site": "a b"}, {f"t{n}": "x" for n in range(33)}],
+)
+def test_tags_that_no_selector_can_name_are_refused(
+    registry: Registry, tags: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError):
+        registry.preauthorize("dev-1", tags=tags, fleet_url=URL, now=NOW)
