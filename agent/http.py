@@ -34,6 +34,7 @@ IDLE_S: Final = 120.0  # between two requests
 HEAD_S: Final = 10.0  # from a request's first byte to the end of its headers
 BODY_S: Final = 60.0
 LINGER_S: Final = 2.0  # for a peer to read a refusal, before the connection goes
+BACKLOG: Final = 256
 DRAIN_IDLE_S: Final = 1.0
 DRAIN_STEP_S: Final = 0.05
 _LOG: Final = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ class HttpServer:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to accept connections; TCP or Unix, the socket decides."""
-        self._server = await self._loop.create_server(lambda: _Connection(self), sock=listener)
+        self._server = await self._loop.create_server(
+            lambda: _Connection(self), sock=listener, backlog=BACKLOG
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no more, answer what is open, and return when every connection is closed."""

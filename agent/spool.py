@@ -173,6 +173,9 @@ class Spool:
 
     def close(self) -> None:
         """End the boot: everything is counted, nothing more will come."""
+        if self.lost:
+            loss, self.lost = Loss(self.boot, self.lost, "no_room"), 0
+            self.append(to_msgpack(loss))
         self.settle(DONE)
         self._seal()
         self.take_sync()()
