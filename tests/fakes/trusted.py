@@ -1,7 +1,7 @@
 """A fleet's trust, made for real in a temporary folder: keys, ceremony, catalog, director."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +103,10 @@ def open_fleet(data: Path, out: Path, ceremony: Ceremony, now: datetime = NOW) -
 
 
 def make_bundle(
-    version: str = "1.0.0", model: str = "reader", weights: bytes = b"weights"
+    version: str = "1.0.0",
+    model: str = "reader",
+    weights: bytes = b"weights",
+    hw_classes: Sequence[str] = ("any",),
 ) -> bytes:
     """Return a bundle file; its layers are no real model, which nobody here loads."""
     layers = {
@@ -123,7 +126,7 @@ def make_bundle(
                 file=refs["model.onnx"],
                 precision="fp32",
                 provider="CPUExecutionProvider",
-                hw_classes=["any"],
+                hw_classes=list(hw_classes),
                 opset=17,
                 min_agent="0.1.0",
                 accuracy=Accuracy("accuracy", 0.9, 100, "avx2"),
