@@ -22,10 +22,12 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "keys": Entry("fleet.cli:keys", "fleet", "Make and list signing keys."),
     "build": Entry("compiler.cli:build", "compiler", "Build a bundle from a recipe."),
-    "sign": Entry("compiler.cli:sign", "compiler", "Sign a bundle as a publisher."),
-    "verify": Entry("compiler.cli:verify", "compiler", "Check a bundle and its signature."),
-    "inspect": Entry("compiler.cli:inspect", "compiler", "Show what is in a bundle."),
-    "publish": Entry("compiler.cli:publish", "compiler", "Hand a signed bundle to a fleet."),
+    "sign": Entry("compiler.cli_release:sign", "compiler", "Sign a bundle as a publisher."),
+    "verify": Entry("compiler.cli_release:verify", "compiler", "Check a bundle and its signature."),
+    "inspect": Entry("compiler.cli_release:inspect", "compiler", "Show what is in a bundle."),
+    "publish": Entry(
+        "compiler.cli_release:publish", "compiler", "Hand a signed bundle to a fleet."
+    ),
     "fleet": Entry("fleet.cli:fleet", "fleet", "Set up and run a fleet service."),
     "models": Entry("fleet.cli:models", "fleet", "Show models and their versions."),
     "rollout": Entry("fleet.cli:rollout", "fleet", "Create, watch, pause and undo rollouts."),

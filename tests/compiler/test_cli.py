@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from compiler import cli
+from compiler import cli, cli_release
 from compiler.build import Built
 from compiler.record import open_record
 from skerry.keys import Signer
@@ -53,7 +53,7 @@ def bundle(tmp_path: Path, built: Built) -> Path:
 def metadata(tmp_path: Path, bundle: Path, pem: Path) -> Path:
     out = tmp_path / "acme.json"
     done = run(
-        cli.sign, bundle, "--publisher", "acme", "--key", pem, "--out", out,
+        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", out,
         SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
@@ -137,15 +137,15 @@ def test_a_place_that_cannot_be_written_is_named(recipe_path: Path, tmp_path: Pa
 
 
 def test_inspect_shows_the_manifest(bundle: Path, built: Built) -> None:
-    said = json.loads(run(cli.inspect, bundle, "--json").stdout)
+    said = json.loads(run(cli_release.inspect, bundle, "--json").stdout)
     assert said["digest"] == built.digest
     assert said["manifest"]["variants"][0]["id"] == "int8-cpu"
-    done = run(cli.inspect, bundle)
+    done = run(cli_release.inspect, bundle)
     assert done.stdout.strip() == built.digest
     assert "shapes 1.0.0" in done.stderr
 
 
-@pytest.mark.parametrize("command", [cli.inspect, cli.verify])
+@pytest.mark.parametrize("command", [cli_release.inspect, cli_release.verify])
 def test_a_corrupt_bundle_is_one_clear_error(command: click.Command, bundle: Path) -> None:
     data = bytearray(bundle.read_bytes())
     data[len(data) // 2] ^= 1
@@ -158,14 +158,22 @@ def test_a_corrupt_bundle_is_one_clear_error(command: click.Command, bundle: Pat
 
 
 def test_verify_leaves_with_7_where_nothing_is_signed(bundle: Path) -> None:
-    done = run(cli.verify, bundle)
+    done = run(cli_release.verify, bundle)
     assert done.exit_code == 7
     assert "signed with `skerry sign`" in done.stderr
 
 
 def test_what_sign_writes_verify_accepts(bundle: Path, metadata: Path, public: Path) -> None:
     done = run(
-        cli.verify, bundle, "--publisher", "acme", "--metadata", metadata, "--key", public, "--json"
+        cli_release.verify,
+        bundle,
+        "--publisher",
+        "acme",
+        "--metadata",
+        metadata,
+        "--key",
+        public,
+        "--json",
     )
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
@@ -177,7 +185,9 @@ def test_verify_refuses_another_publishers_key(
 ) -> None:
     other = tmp_path / "other.pem"
     other.write_bytes(Signer.generate().to_pem(None))
-    done = run(cli.verify, bundle, "--publisher", "acme", "--metadata", metadata, "--key", other)
+    done = run(
+        cli_release.verify, bundle, "--publisher", "acme", "--metadata", metadata, "--key", other
+    )
     assert done.exit_code == 7
     assert "expected metadata signed by key" in done.stderr
 
@@ -186,7 +196,7 @@ def test_sign_adds_to_the_metadata_that_it_is_given(
     bundle: Path, metadata: Path, pem: Path, tmp_path: Path
 ) -> None:
     done = run(
-        cli.sign, bundle, "--publisher", "acme", "--key", pem, "--metadata", metadata,
+        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--metadata", metadata,
         "--out", metadata, "--json", SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     said = json.loads(done.stdout)
@@ -197,7 +207,7 @@ def test_sign_notices_metadata_older_than_what_was_signed_last(
     bundle: Path, metadata: Path, pem: Path
 ) -> None:
     done = run(
-        cli.sign, bundle, "--publisher", "acme", "--key", pem, "--out", metadata,
+        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", metadata,
         SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     assert done.exit_code == 5
@@ -209,7 +219,7 @@ def test_a_key_without_its_passphrase_leaves_with_7(
     bundle: Path, pem: Path, tmp_path: Path, phrase: str
 ) -> None:
     done = run(
-        cli.sign, bundle, "--publisher", "acme", "--key", pem, "--out", tmp_path / "x.json",
+        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", tmp_path / "x.json",
         SKERRY_KEY_PASSPHRASE=phrase,
     )  # fmt: skip
     assert done.exit_code == 7
@@ -221,22 +231,24 @@ def test_a_key_without_its_passphrase_leaves_with_7(
 
 
 def test_publish_wants_a_fleet_and_a_token(bundle: Path, metadata: Path) -> None:
-    done = run(cli.publish, bundle, metadata)
+    done = run(cli_release.publish, bundle, metadata)
     assert done.exit_code == 2
     assert "--fleet" in done.stderr
-    done = run(cli.publish, bundle, metadata, "--fleet", "http://127.0.0.1:9")
+    done = run(cli_release.publish, bundle, metadata, "--fleet", "http://127.0.0.1:9")
     assert done.exit_code == 2
     assert "--token-file" in done.stderr
 
 
 def test_publish_without_a_fleet_leaves_with_8(bundle: Path, metadata: Path) -> None:
-    done = run(cli.publish, bundle, metadata, "--fleet", "http://127.0.0.1:1", SKERRY_TOKEN="t0ken")
+    done = run(
+        cli_release.publish, bundle, metadata, "--fleet", "http://127.0.0.1:1", SKERRY_TOKEN="t0ken"
+    )
     assert done.exit_code == 8
     assert "is it running" in done.stderr
 
 
 def test_publish_looks_at_what_it_sends(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text("{}")
-    done = run(cli.publish, bundle, tmp_path / "m.json", "--fleet", "http://127.0.0.1:1")
+    done = run(cli_release.publish, bundle, tmp_path / "m.json", "--fleet", "http://127.0.0.1:1")
     assert done.exit_code == 1
     assert "signed metadata" in done.stderr

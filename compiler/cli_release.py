@@ -1,0 +1,206 @@
+"""The commands inspect, sign, verify and publish: what is done with a bundle once it is built.
+
+Data goes to stdout and everything for people to stderr.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compiler.command import (
+    PATH,
+    Command,
+    fleet_option,
+    json_option,
+    load_bundle,
+    load_public,
+    load_signer,
+    load_token,
+    passphrase_option,
+    read_file,
+    write_file,
+)
+from compiler.publish import check_url, fetch
+from compiler.publish import publish as run_publish
+from compiler.sign import add_release, parse_targets, release_of
+from compiler.verify import verify_in_catalog, verify_with_key
+from skerry.errors import ConflictError, TrustError, UsageError
+
+__all__ = ["inspect", "publish", "sign", "verify"]
+
+CATALOG: Final = "/tuf/catalog/metadata/"
+
+
+@click.command(cls=Command)
+@click.argument("bundle", type=PATH)
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE says of itself, once every digest in it was checked."""
+    content = load_bundle(bundle)
+    manifest = content.manifest
+    if as_json:
+        facts = {"digest": content.digest, "manifest": manifest}
+        click.echo(msgspec.json.encode(facts))
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold]{manifest.model} {manifest.model_version}[/bold]")
+    table = Table("variant", "bytes", "metric", "value", "n", "measured on", "runs on")
+    for variant in manifest.variants:
+        accuracy = variant.accuracy
+        table.add_row(
+            escape(variant.id), f"{variant.file.size_bytes:,}", escape(accuracy.metric),
+            f"{accuracy.value:.4f}", str(accuracy.n), escape(accuracy.isa),
+            escape(", ".join(variant.hw_classes)),
+        )  # fmt: skip
+    console.print(table)
+    for label, specs in (("in", manifest.inputs), ("out", manifest.outputs)):
+        for spec in specs:
+            console.print(escape(f"{label}: {spec.name} {spec.datatype} {spec.shape}"))
+    watched = ", ".join(f"{f.name} ({f.kind})" for f in manifest.features)
+    console.print(f"watched: {escape(watched) or 'predictions only'}")
+    click.echo(content.digest)
+
+
+@click.command(cls=Command)
+@click.argument("bundle", type=PATH)
+@click.option("--publisher", required=True, help="The publisher's name, as in the catalog.")
+@click.option("--key", type=PATH, required=True, help="The publisher's private key, a PEM.")
+@passphrase_option
+@fleet_option
+@click.option("--metadata", type=PATH, help="The current metadata, instead of asking a fleet.")
+@click.option("--out", type=PATH, required=True, help="File for the new metadata.")
+@json_option
+def sign(
+    bundle: Path,
+    publisher: str,
+    key: Path,
+    passphrase_file: Path | None,
+    fleet: str | None,
+    metadata: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Sign BUNDLE: add it to the publisher's metadata, one version higher.
+
+    The current metadata comes from --fleet or --metadata; with neither, this is the
+    publisher's first release.
+    """
+    content = load_bundle(bundle)
+    signer = load_signer(key, passphrase_file)
+    release = release_of(content, publisher)
+    current = _current(publisher, fleet, metadata)
+    signed = add_release(current, release, signer, now=datetime.now(UTC))
+    version = parse_targets(signed).signed.version
+    _refuse_older(out, version)
+    write_file(out, signed)
+    target = parse_targets(signed).signed.targets[release.path]
+    counter = (target.custom or {})["release_counter"]
+    if as_json:
+        facts = {
+            "metadata": str(out), "target": release.path, "version": version,
+            "release_counter": counter, "digest": content.digest,
+        }  # fmt: skip
+        click.echo(msgspec.json.encode(facts))
+        return
+    click.echo(f"signed {release.path}, release {counter}, metadata version {version}", err=True)
+    click.echo(out)
+
+
+@click.command(cls=Command)
+@click.argument("bundle", type=PATH)
+@click.option("--publisher", help="The publisher's name, as in the catalog.")
+@click.option("--metadata", type=PATH, help="The publisher's signed metadata.")
+@click.option("--key", type=PATH, help="The publisher's key, a PEM: public, or private.")
+@passphrase_option
+@click.option("--root", type=PATH, help="The catalog's root metadata that you trust.")
+@fleet_option
+@json_option
+def verify(
+    bundle: Path,
+    publisher: str | None,
+    metadata: Path | None,
+    key: Path | None,
+    passphrase_file: Path | None,
+    root: Path | None,
+    fleet: str | None,
+    as_json: bool,
+) -> None:
+    """Verify BUNDLE: every digest, and who signed it.
+
+    Either with --metadata and --key, or, once published, with --root and --fleet: then
+    as a device does, from the trusted root down.
+    """
+    content = load_bundle(bundle)
+    by_key, by_catalog = metadata is not None and key is not None, root is not None and bool(fleet)
+    if publisher is None or not (by_key or by_catalog):
+        raise TrustError(
+            f"{bundle.name} is whole, but nothing was given to check its signature with. Give "
+            "--publisher with --metadata and --key, or with --root and --fleet; "
+            "an unsigned bundle is signed with `skerry sign`",
+            "unsigned",
+        )
+    release = release_of(content, publisher)
+    if metadata is not None and key is not None:
+        public = load_public(key, passphrase_file)
+        counter = verify_with_key(
+            release, read_file(metadata, "metadata"), public, now=datetime.now(UTC)
+        )
+    else:
+        assert root is not None
+        assert fleet is not None
+        base = check_url(fleet) + CATALOG
+        counter = verify_in_catalog(release, read_file(root, "root metadata"), base, fetch)
+    if as_json:
+        facts = {"digest": content.digest, "target": release.path, "release_counter": counter}
+        click.echo(msgspec.json.encode(facts))
+        return
+    click.echo(f"good: {release.path}, release {counter}", err=True)
+    click.echo(content.digest)
+
+
+@click.command(cls=Command)
+@click.argument("bundle", type=PATH)
+@click.argument("metadata", type=PATH)
+@fleet_option
+@click.option("--token-file", type=PATH, help="File with the operator's token (or $SKERRY_TOKEN).")
+@json_option
+def publish(
+    bundle: Path, metadata: Path, fleet: str | None, token_file: Path | None, as_json: bool
+) -> None:
+    """Hand BUNDLE and its signed METADATA to a fleet, which verifies and keeps them."""
+    content = load_bundle(bundle)
+    signed = read_file(metadata, "metadata")
+    parse_targets(signed)
+    if not fleet:
+        raise UsageError("expected the fleet's URL: give --fleet, or set SKERRY_FLEET")
+    answer = run_publish(bundle, signed, check_url(fleet), load_token(token_file))
+    if as_json:
+        click.echo(msgspec.json.encode({"digest": content.digest, "fleet": answer}))
+        return
+    manifest = content.manifest
+    click.echo(f"published {manifest.model} {manifest.model_version}", err=True)
+    click.echo(content.digest)
+
+
+def _current(publisher: str, fleet: str | None, metadata: Path | None) -> bytes | None:
+    if metadata is not None:
+        return read_file(metadata, "metadata")
+    return fetch(f"{check_url(fleet)}{CATALOG}{publisher}.json") if fleet else None
+
+
+def _refuse_older(out: Path, version: int) -> None:
+    """A fleet that hands out old metadata would have a counter given twice."""
+    if not out.is_file():
+        return
+    last = parse_targets(read_file(out, "metadata")).signed.version
+    if last >= version:
+        raise ConflictError(
+            f"{out} holds metadata version {last}, and this would be version {version}: the "
+            "current metadata is older than what was signed last. Give that as --metadata"
+        )
