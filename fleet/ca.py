@@ -39,6 +39,7 @@ __all__ = [
     "load_ec_key",
     "make_ec_key",
     "make_root",
+    "requested_key_id",
     "same_key",
     "sign_issuing",
     "to_pem",
@@ -175,6 +176,15 @@ def issuing_request(key: ec.EllipticCurvePrivateKey, fleet_id: str) -> str:
         _name(f"skerry {fleet_id} issuing")
     )
     return request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def requested_key_id(request: str) -> str:
+    """Return the first 16 hex digits of the sha256 of a request's public key (DER), to compare.
+
+    Raises:
+        TrustError: the request is damaged, or not for a P-256 key.
+    """
+    return sha256(_raw(_requested_key(request))).removeprefix("sha256:")[:16]
 
 
 def make_root(key: ec.EllipticCurvePrivateKey, fleet_id: str, now: datetime) -> bytes:

@@ -102,7 +102,7 @@ def perform(
     _check_publishers(publishers)
     public = read_public(data / "keys" / "public.json")
     catalog, director = data / "tuf" / "catalog", data / "tuf" / "director"
-    if (catalog / "1.root.json").exists() or (director / "1.root.json").exists():
+    if (catalog / "1.root.json").exists():
         raise ConflictError(f"{data} has trusted roots already; they are replaced by rotation only")
     make_folder(out, mode=0o700)
     root_names = [f"root-{n}" for n in range(1, ROOT_KEYS + 1)]
@@ -217,14 +217,14 @@ def _fingerprints(
     signers: dict[str, Signer], public: PublicKeys, files: dict[Path, bytes]
 ) -> dict[str, str]:
     made = {name: signer.key_id for name, signer in signers.items()}
-    online = {f"online {role}": public.key(role).key_id for role in public.online}
+    online = {f"online {role}": key_id for role, key_id in public.key_ids().items()}
     written = {f"{path.parent.name}/{path.name}": sha256(data) for path, data in files.items()}
     return made | online | written
 
 
 def _steps(public: PublicKeys, publishers: Sequence[str]) -> tuple[str, ...]:
     return (
-        "Read the fingerprints aloud; compare `online ...` with what `skerry fleet init` printed "
+        "Read the fingerprints aloud; compare `online ...` with what `skerry keys list` prints "
         f"on the machine of fleet {public.fleet_id}.",
         f"Give root-1, root-2 and root-3 to three people; {ROOT_THRESHOLD} of them can replace any "
         "key, one alone can do nothing.",

@@ -142,6 +142,21 @@ def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: b
     click.echo(performed.checklist(), err=True)
 
 
+@keys.command("list")
+@data_option
+@json_option
+def keys_list(data: Path, as_json: bool) -> None:
+    """List the fleet's own keys by their ids, to compare with what the ceremony printed."""
+    from fleet.keystore import read_public
+
+    public = read_public(data / "keys" / "public.json")
+    ids = public.key_ids()
+    if as_json:
+        click.echo(json.dumps({"fleet_id": public.fleet_id, "online": ids}))
+        return
+    _print_table(("key", "id"), [(f"online {role}", key_id) for role, key_id in ids.items()])
+
+
 def _passphrase(name: str) -> bytes:
     """Return the passphrase for a new key: from the environment, or asked for twice."""
     if given := os.environ.get("SKERRY_KEY_PASSPHRASE"):

@@ -9,7 +9,7 @@ another device's assignment, so the device compares these fields (`skerry.trust`
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +33,14 @@ from skerry.trust import CatalogTarget, DirectorTarget
 
 __all__ = ["Director", "assign"]
 
-RENEW_AFTER: Final = timedelta(days=1)
 MAX_ROOTS_CARRIED: Final = 8  # a message has 128 kB; older ones are on the device listener
 
 
 class Director:
     """Signs the metadata of devices.
+
+    A device's metadata is signed anew daily, under a higher version: one that hears nothing for a
+    week knows that somebody holds it back.
 
     Args:
         folder: holds ``<n>.root.json``.
@@ -116,13 +118,6 @@ class Director:
         }
         later = sorted(version for version in self._roots if version > 1)[-MAX_ROOTS_CARRIED:]
         return signed | {f"{n}.root.json": self._roots[n] for n in later}
-
-    def is_due(self, signed_at: datetime, now: datetime) -> bool:
-        """Tell whether a device's metadata shall be signed anew, with a higher version.
-
-        Daily, so that a device that hears nothing for a week knows that somebody holds it back.
-        """
-        return now - signed_at >= RENEW_AFTER
 
     def metadata(self, name: str) -> bytes:
         """Return a root by its file name, ``<n>.root.json``.

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from fleet.ca import issuing_request, load_ec_key, make_ec_key, to_pem
+from fleet.ca import issuing_request, load_ec_key, make_ec_key, requested_key_id, to_pem
 from fleet.files import make_folder, write_atomic
 from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError, NotFoundError, TrustError, UsageError
@@ -62,6 +62,11 @@ class PublicKeys(msgspec.Struct, frozen=True):
         if len(raw) != 32:
             raise TrustError(f"expected the {role} key in 64 hex digits in public.json", "key_type")
         return PublicKey(raw)
+
+    def key_ids(self) -> dict[str, str]:
+        """Return every online key's id, 16 hex digits, by role; what people compare."""
+        ids = {role: self.key(role).key_id for role in ONLINE}
+        return ids | {"issuing": requested_key_id(self.issuing_request)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,10 @@ def test_private_files_are_encrypted_and_for_their_owner_alone(tmp_path: Path) -
 def test_the_checklist_names_every_key(tmp_path: Path) -> None:
     made = make_fleet(tmp_path)
     text = made.ceremony.checklist()
-    for role in ("director", "message", "snapshot", "timestamp"):
-        assert read_public(made.data / "keys" / "public.json").key(role).key_id in text
+    ids = read_public(made.data / "keys" / "public.json").key_ids()
+    assert sorted(ids) == ["director", "issuing", "message", "snapshot", "timestamp"]
+    for key_id in ids.values():
+        assert key_id in text
     assert made.publisher().key_id in text
     assert made.ceremony.facts()["fingerprints"]["publisher-acme"] == made.publisher().key_id
 
@@ -78,6 +80,18 @@ def test_a_second_ceremony_is_refused(tmp_path: Path) -> None:
     made = make_fleet(tmp_path)
     with pytest.raises(ConflictError, match="rotation"):
         perform(made.data, tmp_path / "new", ["acme"], passphrase=lambda _: PHRASE, now=NOW)
+
+
+def test_a_ceremony_that_broke_off_is_held_again(tmp_path: Path) -> None:
+    made = make_fleet(tmp_path)
+    (made.data / "tuf" / "catalog" / "1.root.json").unlink()  # it is written last
+    perform(made.data, tmp_path / "new", ["acme"], passphrase=lambda _: PHRASE, now=NOW)
+    for repository in ("catalog", "director"):
+        load_roots(made.data / "tuf" / repository)
+    other = tmp_path / "other"
+    make_online_keys(other / "keys", "other", {})
+    with pytest.raises(ConflictError, match="new folder"):
+        perform(other, made.out, ["acme"], passphrase=lambda _: PHRASE, now=NOW)
 
 
 @pytest.mark.parametrize("publishers", [[], ["acme", "acme"], ["targets"], ["Acme"], ["a/b"]])
