@@ -55,6 +55,10 @@ _STAYS: Final = frozenset(  # nothing of this rollout is, or will come, on these
     }
 )
 _BACK: Final = frozenset({AssignmentState.COMMITTED, AssignmentState.ALREADY_INSTALLED})
+_AGAIN: Final = frozenset(  # a return that may succeed if it is asked for once more
+    {AssignmentState.FAILED, AssignmentState.ROLLED_BACK, AssignmentState.TIMED_OUT}
+)
+RETRY_S: Final = 5.0  # from one return of a device to the next
 
 
 def return_all(
@@ -67,26 +71,29 @@ def return_all(
         for known in _ordered(rollout, assignments)
         if known.notified_at > 0 and known.current and known.state not in _STAYS
     ]
+    patience = rollout.plan.assignment_timeout_s
+    over = now - rollout.since >= patience
+    waiting = False
     for known in touched:
-        if known.back is None and known.state in ASSIGNMENT_ENDS:
+        asked = known.back is not None
+        if not asked and known.state in ASSIGNMENT_ENDS:
             made.append(RollBack(known.device, known.previous, rollout.reason))
         elif known.back in _BACK and known.state is AssignmentState.COMMITTED:
             reason = f"returned to {known.previous or 'nothing'}: {rollout.reason}"
             made.append(AssignmentTo(known.device, AssignmentState.ROLLED_BACK, reason))
-    patience = rollout.plan.assignment_timeout_s
-    waiting = [
-        known
-        for known in touched
-        if known.back is not None
-        and known.back not in ASSIGNMENT_ENDS
-        and now - known.back_at < patience
-    ]
+        elif known.back in _AGAIN and not over:
+            waiting = True
+            if now - known.back_at >= RETRY_S:
+                reason = f"the return has {known.back}, once more: {rollout.reason}"
+                made.append(RollBack(known.device, known.previous, reason))
+        elif asked and known.back not in ASSIGNMENT_ENDS and now - known.back_at < patience:
+            waiting = True
     if made or waiting:
         return made
     returned = sum(known.back in _BACK for known in touched)
     reason = f"{rollout.reason}; {returned} of {in_words(len(touched))} returned"
     if returned < len(touched):
-        reason += f", {len(touched) - returned} did not confirm and will be told when they are back"
+        reason += f", {len(touched) - returned} did not confirm"
     return [RolloutTo(RolloutState.ROLLED_BACK, reason, now)]
 
 

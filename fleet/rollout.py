@@ -32,7 +32,8 @@ The rules, in order:
     at the analysis again if all did.
 10. Aborting withdraws what is under way and keeps what is committed. Rolling back also
     returns every committed device to what it ran before, and is done when each has said
-    so, or has been silent for `assignment_timeout_s`; its `desired` waits for it.
+    so, or has not for `assignment_timeout_s`. A return that fails is asked for again; a
+    silent device finds it in its `desired` when it comes back.
 11. A device that another rollout has meanwhile taken over is left alone.
 """
 

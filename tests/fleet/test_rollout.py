@@ -411,6 +411,35 @@ def test_a_rollback_does_not_wait_for_a_silent_device_for_ever() -> None:
     assert "2 of 3 devices returned, 1 did not confirm" in desk.rollout.reason
 
 
+def test_a_return_that_fails_is_asked_for_again_for_a_while() -> None:
+    desk = desk_with_canaries()
+    desk.commit(*CANARIES)
+    desk.act(Action.ROLL_BACK)
+    desk.settle()
+    desk.go_back(*CANARIES[:2])
+    asked = []
+    for _ in range(90):
+        known = desk.assignments[CANARIES[2]]
+        desk.assignments[CANARIES[2]] = msgspec.structs.replace(known, back=A.FAILED)
+        asked += list(returned(desk.tick(45.0)))
+    assert set(asked) == {CANARIES[2]}
+    assert len(asked) == 3600 // 45 - 1
+    assert desk.rollout.state is R.ROLLED_BACK
+    assert "2 of 3 devices returned, 1 did not confirm" in desk.rollout.reason
+
+
+def test_a_return_that_was_refused_is_not_asked_for_again() -> None:
+    desk = desk_with_canaries()
+    desk.commit(*CANARIES)
+    desk.act(Action.ROLL_BACK)
+    desk.settle()
+    desk.go_back(*CANARIES[:2])
+    known = desk.assignments[CANARIES[2]]
+    desk.assignments[CANARIES[2]] = msgspec.structs.replace(known, back=A.REJECTED)
+    assert returned(desk.settle()) == {}
+    assert desk.rollout.state is R.ROLLED_BACK
+
+
 def test_a_completed_rollout_can_be_rolled_back_from_every_device() -> None:
     desk = Desk(plan(), DEVICES)
     desk.settle()

@@ -72,6 +72,7 @@ class Fleet:
         self.releases = releases  # by target path
         self.up = False
         self.crashes = 0
+        self.ticks = 0  # that it lived through
         self.sent: dict[str, set[str]] = {}  # device -> bundles it was ever told to run
         self.patience: dict[str, int] = {}  # (not durable) looks at a stage before its verdict
         self._clock, self._link, self._rng, self._note = clock, link, rng, note
@@ -201,6 +202,7 @@ class Fleet:
             behind = known is None or known.desired_version < row.version
             if behind and now - self._resent.get(device, 0.0) >= RESEND_S:
                 self._publish(device)
+        self.ticks += 1
 
     def assignments(self, rollout: Rollout) -> dict[str, Assignment]:
         """What `decide` sees of the ledger."""

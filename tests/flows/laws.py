@@ -7,13 +7,16 @@ from what the fleet committed, and compare it with what either side believes.
 from collections.abc import Callable
 
 from agent.update import State
-from skerry.states import ROLLOUT_ENDS, AssignmentState, RolloutState, StageState
+from skerry.states import ASSIGNMENT_ENDS, ROLLOUT_ENDS, AssignmentState, RolloutState, StageState
 from skerry.wire import Reported
 from tests.flows.catalog import ReleaseTruth
-from tests.flows.central import Fleet
+from tests.flows.central import SUCCESS, Fleet
 from tests.flows.device import Device
 
 _OVER = (ROLLOUT_ENDS | {RolloutState.ROLLING_BACK}) - {RolloutState.DENIED}
+
+
+_STOPPED = _OVER - {RolloutState.COMPLETED}
 
 
 class LawBroken(AssertionError):  # noqa: N818 - a finding, not a mistake of the caller
@@ -35,7 +38,8 @@ class DeviceTruth:
         self.previous: dict[str, str] = {}
         self.committed: set[str] = set()  # assignments whose commit is on the disk
         self.said: dict[int, dict[str, object]] = {}  # version of reported -> slots and paths
-        self.noted_ended = 0
+        self.ended: set[str] = set()  # assignments, with their attempt
+        self.under_way: dict[str, str] = {}  # slot -> assignment, with its attempt
 
 
 class Laws:
@@ -48,6 +52,7 @@ class Laws:
         self._stored: set[tuple[str, str, int]] = set()
         self._stored_ids: set[str] = set()
         self._notified: dict[str, int] = {}  # rollout that is over -> devices it had notified
+        self._over: set[str] = set()  # rollouts that were over at the last look
         self._note = note
         self.fleet: Fleet
 
@@ -68,6 +73,12 @@ class Laws:
                     raise LawBroken("commit_without_probation", f"{device.name}: {report}")
                 truth.committed.add(report.assignment_id)
         for name, slot in state.slots.items():
+            begun = slot.begun if slot.work else ""
+            if begun != truth.under_way.get(name, ""):
+                truth.ended.add(truth.under_way.get(name, ""))
+                truth.under_way[name] = begun
+                if begun and begun in truth.ended:
+                    raise LawBroken("begun_twice", f"{device.name}: {begun} in {name}")
             bundle = slot.current.ref.bundle if slot.current else ""
             if bundle and bundle != truth.current.get(name):
                 counter = self._by_bundle[bundle].released.release_counter
@@ -161,6 +172,24 @@ class Laws:
                 if truth is None or task.assignment_id not in truth.committed:
                     raise LawBroken("commit_not_durable", f"{task}")
 
+    def check_tick(self, fleet: Fleet) -> None:
+        """After the fleet has looked at all rollouts: those that are over have stopped."""
+        ledger = fleet.ledger
+        for rollout_id in sorted(self._over):
+            rollout = ledger.rollouts[rollout_id]
+            undone = rollout.state is RolloutState.ROLLED_BACK
+            for device in rollout.devices:
+                task = ledger.tasks.get(ledger.in_rollout.get((rollout_id, device), ""))
+                if task is None:
+                    continue
+                holder = ledger.tasks[ledger.latest[device, task.slot]]
+                stands = undone and holder is task and task.target != task.previous
+                if task.state not in ASSIGNMENT_ENDS or (
+                    stands and task.state is AssignmentState.COMMITTED
+                ):
+                    raise LawBroken("goes_on_when_over", f"{rollout_id}, {rollout.state}: {task}")
+        self._over = {name for name, r in ledger.rollouts.items() if r.state in _STOPPED}
+
     def _take_rows(self) -> None:
         rows = self.fleet.ledger.rows
         for device, boot, seq, request_id in rows[self._rows_seen :]:
@@ -196,10 +225,7 @@ class Laws:
             heard = told.slots.get(slot)
             if (heard.bundle if heard else None) != runs:
                 raise LawBroken("reported_is_not_real", f"{device.name} runs {runs}, said {heard}")
-            arrived = task.state in (
-                AssignmentState.COMMITTED,
-                AssignmentState.ALREADY_INSTALLED,
-            )
+            arrived = task.state in SUCCESS
             if arrived != (runs == want.bundle) and not fell_back:
                 raise LawBroken(
                     "reported_is_not_desired",

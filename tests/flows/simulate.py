@@ -53,7 +53,7 @@ def main() -> int:
         try:
             world = play(seed)
         except LawBroken as broken:
-            print(broken)
+            print(f"seed {seed} breaks {broken}")
             return 1
         events, faults = events + world.events, faults + world.faults
     seconds = time.perf_counter() - began

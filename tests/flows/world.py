@@ -43,6 +43,7 @@ class World:
         self.seed = seed
         self.events = 0
         self.faults = 0
+        self._ticks = 0
         self._tell = tell
         self._rng = rng = Random(seed)
         self._clock = Clock()
@@ -56,8 +57,10 @@ class World:
         )
         self._link = Link(self._clock, rng, self._weather)
         manners: list[Manner] = ["good", *(rng.choice(MANNERS) for _ in range(3))]
-        self._history = history("reader", manners)
-        self._releases = {truth.released.path: truth for truth in self._history}
+        self._history = {"reader": history("reader", manners)}
+        if rng.random() < 0.5:  # a second model beside it, with rollouts of its own
+            self._history["sorter"] = history("sorter", ["good", rng.choice(MANNERS)])
+        self._releases = {t.released.path: t for model in self._history.values() for t in model}
         self.laws = Laws(self._releases, self._note)
         names = [f"dev-{n:02}" for n in range(DEVICES)]
         ledger = Ledger({})
@@ -67,7 +70,7 @@ class World:
         ledger.keys |= {device.name: device.signer for device in self.devices}  # type: ignore[operator]
         self._fell_back: set[str] = set()
         self._stormy = True
-        self._plans = self._make_plans()
+        self._plans = {model: self._make_plans(model) for model in self._history}
 
     def run(self) -> None:
         """Play the world to its end.
@@ -108,6 +111,9 @@ class World:
             self.laws.check_device(self.devices[int(who[4:])])
         elif label.startswith("fleet") or label.startswith("operator"):
             self.laws.check_fleet(self.fleet)
+            if self._ticks != self.fleet.ticks:
+                self._ticks = self.fleet.ticks
+                self.laws.check_tick(self.fleet)
         elif label == "fault":
             for device in self.devices:
                 self.laws.check_device(device)
@@ -131,16 +137,17 @@ class World:
         def ask() -> None:
             if self._stormy or not self._are_rollouts_over():
                 self._later(every_s * (0.5 + self._rng.random()), f"{device.name} is asked", ask)
-            device.request("reader")
+            device.request("sorter" if self._rng.random() < sorted_share else "reader")
 
+        sorted_share = 0.4 if "sorter" in self._history else 0.0
         self._later(every_s * self._rng.random(), f"{device.name} is asked", ask)
 
     # --- operators ---------------------------------------------------------------------
 
-    def _make_plans(self) -> list[Plan]:
+    def _make_plans(self, model: str) -> list[Plan]:
         """The first release to all, then others by canary, then perhaps an old one again."""
         rng, made = self._rng, []
-        for truth in self._history:
+        for truth in self._history[model]:
             stages: tuple[StagePlan, ...] = (StagePlan("all", success_threshold=0.5),)
             if made:
                 stages = (
@@ -151,16 +158,15 @@ class World:
                     StagePlan("rest", success_threshold=0.5, failure_threshold=0.5),
                 )  # fmt: skip
             made.append(self._plan(truth, stages))
-        if rng.random() < 0.7:
+        if len(made) > 3 and rng.random() < 0.7:
             # an operator's mistake: a release that nobody may go back to
-            made.insert(
-                rng.randrange(2, len(made) + 1), self._plan(self._history[0], made[1].stages)
-            )
+            oldest = self._plan(self._history[model][0], made[1].stages)
+            made.insert(rng.randrange(3, len(made) + 1), oldest)
         return made
 
     def _plan(self, truth: ReleaseTruth, stages: tuple[StagePlan, ...]) -> Plan:
         return Plan(
-            truth.model, truth.model_version, "acme", "reader", stages=stages, probation=PROBATION,
+            truth.model, truth.model_version, "acme", truth.model, stages=stages, probation=PROBATION,
             on_failure=self._rng.choice(("rollback", "rollback", "pause")),
             assignment_timeout_s=60.0,
         )  # fmt: skip
@@ -170,17 +176,19 @@ class World:
             self._later(3.0, "operator looks", self._operate)
         if not self.fleet.up:
             return
-        rollouts = self.fleet.ledger.rollouts
-        hurry = self._rng.random() < 0.02
-        if self._plans and (hurry or self._are_rollouts_over()) and self._stormy:
-            plan = self._plans.pop(0)
-            names = [device.name for device in self.devices]
-            self.fleet.soon(0.0, "fleet is told", lambda: self.fleet.submit(plan, names))
-            return
-        for rollout_id, rollout in rollouts.items():
+        for model, plans in self._plans.items():
+            hurry = self._rng.random() < 0.02
+            if plans and (hurry or self._are_rollouts_over(model)) and self._stormy:
+                self._submit(plans.pop(0))
+                return
+        for rollout_id, rollout in self.fleet.ledger.rollouts.items():
             action = self._wish(rollout.state, rollout.pause_reason)
             if action is not None:
                 self._tell_fleet(rollout_id, action)
+
+    def _submit(self, plan: Plan) -> None:
+        names = [device.name for device in self.devices]
+        self.fleet.soon(0.0, "fleet is told", lambda: self.fleet.submit(plan, names))
 
     def _wish(self, state: RolloutState, why: PauseReason | None) -> Action | None:
         chance = self._rng.random()
@@ -198,9 +206,13 @@ class World:
     def _tell_fleet(self, rollout_id: str, action: Action) -> None:
         self.fleet.soon(0.0, "fleet is told", lambda: self.fleet.operate(rollout_id, action))
 
-    def _are_rollouts_over(self) -> bool:
+    def _are_rollouts_over(self, model: str = "") -> bool:
         ended = (RolloutState.COMPLETED, RolloutState.ABORTED, RolloutState.ROLLED_BACK)
-        return all(rollout.state in ended for rollout in self.fleet.ledger.rollouts.values())
+        return all(
+            rollout.state in ended
+            for rollout in self.fleet.ledger.rollouts.values()
+            if rollout.plan.model == model or not model
+        )
 
     # --- faults ------------------------------------------------------------------------
 
