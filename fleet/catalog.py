@@ -180,8 +180,7 @@ class Catalog:
             if known is None or metadata.signed.version > known.signed.version:
                 name = f"{metadata.signed.version}.{accepted.publisher}.json"
                 write_atomic(self._folder / name, data)
-                self._publishers[accepted.publisher] = metadata
-                self._sign(now)
+                self._sign({**self._publishers, accepted.publisher: metadata}, now)
             return accepted
 
     def renew(self, now: datetime) -> bool:
@@ -191,7 +190,7 @@ class Catalog:
             now: aware UTC. Call it hourly or so; it does nothing most of the time.
         """
         with self._lock:
-            return self._sign(now)
+            return self._sign(self._publishers, now)
 
     def expiring(self, now: datetime) -> list[Expiring]:
         """Return what offline keys must sign again within 30 days."""
@@ -213,36 +212,37 @@ class Catalog:
                     "model_taken",
                 )
 
-    def _sign(self, now: datetime) -> bool:
-        """Bring snapshot and timestamp up to what there is; the timestamp is written last."""
+    def _sign(self, publishers: dict[str, Metadata[Targets]], now: datetime) -> bool:
+        """Bring snapshot and timestamp up to what there is; tell whether they were not.
+
+        What is served changes only at the end: a full disk leaves the catalog as it was.
+        """
         meta = {"targets.json": MetaFile(self._targets.version)}
-        for name, metadata in self._publishers.items():
+        for name, metadata in publishers.items():
             meta[f"{name}.json"] = MetaFile(metadata.signed.version)
-        old = self._snapshot
-        if old is None or old.meta != meta or old.expires - now < SNAPSHOT_RENEWAL:
-            self._snapshot = Snapshot(
-                version=1 if old is None else old.version + 1,
+        snapshot, timestamp = self._snapshot, self._timestamp
+        if snapshot is None or snapshot.meta != meta or snapshot.expires - now < SNAPSHOT_RENEWAL:
+            snapshot = Snapshot(
+                version=1 if snapshot is None else snapshot.version + 1,
                 expires=until(now, SNAPSHOT_VALID),
                 meta=meta,
             )
-            data = sign(self._snapshot, [self._keys.snapshot])
-            write_atomic(self._folder / f"{self._snapshot.version}.snapshot.json", data)
-        assert self._snapshot is not None
-        last = self._timestamp
-        named = None if last is None else last.snapshot_meta.version
+            data = sign(snapshot, [self._keys.snapshot])
+            write_atomic(self._folder / f"{snapshot.version}.snapshot.json", data)
         if (
-            last is not None
-            and named == self._snapshot.version
-            and last.expires - now > TIMESTAMP_RENEWAL
+            timestamp is not None
+            and timestamp.snapshot_meta.version == snapshot.version
+            and timestamp.expires - now > TIMESTAMP_RENEWAL
         ):
             return False
-        self._timestamp = Timestamp(
-            version=1 if last is None else last.version + 1,
+        timestamp = Timestamp(
+            version=1 if timestamp is None else timestamp.version + 1,
             expires=until(now, TIMESTAMP_VALID),
-            snapshot_meta=MetaFile(self._snapshot.version),
+            snapshot_meta=MetaFile(snapshot.version),
         )
-        data = sign(self._timestamp, [self._keys.timestamp])
-        write_atomic(self._folder / "timestamp.json", data)
+        write_atomic(self._folder / "timestamp.json", sign(timestamp, [self._keys.timestamp]))
+        # whole values are replaced, so that readers in other threads see the old or the new ones
+        self._publishers, self._snapshot, self._timestamp = publishers, snapshot, timestamp
         return True
 
     def _roles(self) -> set[str]:
