@@ -3,6 +3,7 @@
 All of them block on the database or the disk; an event loop calls them in a thread.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -11,8 +12,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from fleet.actions import Action, act
-from fleet.api.views import TokenView
-from fleet.bundles import Bundles, Published
+from fleet.bundles import MAX_BUNDLE_BYTES, Bundles, Published
 from fleet.catalog import Catalog
 from fleet.dispatch import Dispatcher
 from fleet.engine import Engine, candidates
@@ -21,22 +21,32 @@ from fleet.plan import Plan, Rollout
 from fleet.registry import Registry
 from fleet.rollout import draft
 from fleet.store import Store
-from fleet.store_releases import Release
+from fleet.store_releases import MAX_BASELINE_BYTES, Release
 from fleet.targeting import select
-from skerry.canonical import from_json
-from skerry.errors import ConflictError, UsageError
+from skerry.bundle import Bundle, read_bundle
+from skerry.canonical import from_json, from_msgpack
+from skerry.errors import ConflictError, FormatError, SkerryError, UsageError
 from skerry.ids import check_id
-from skerry.manifest import Evaluation
+from skerry.manifest import Baseline, Evaluation
 from skerry.states import DeviceState
 from skerry.trust import parse_target
 from skerry.wire import Cmd, Policy
 
-__all__ = ["Commands"]
+__all__ = ["Commands", "DeviceToken"]
+
+log = logging.getLogger(__name__)
 
 CMD_VALID: Final = timedelta(minutes=5)
 MIN_WINDOW_S: Final = 1.0
 MAX_WINDOW_S: Final = 86400.0
 MAX_SPREAD_S: Final = 86400.0
+
+
+class DeviceToken(msgspec.Struct, frozen=True):
+    """A one-time enrolment token; the fleet itself keeps only its hash."""
+
+    device_id: str
+    token: str
 
 
 class Commands:
@@ -76,6 +86,9 @@ class Commands:
             ConflictError: somebody released in between.
         """
         now = self._clock()
+        # before the catalog names it for ever: what the fleet itself reads of it is readable
+        _read_inside(read_bundle(bundle, limit_bytes=MAX_BUNDLE_BYTES))
+        bundle.seek(0)
         published = self._bundles.publish(bundle, metadata, now)
         self._keep(published, now)
         detail = {"bundle": published.bundle.digest, "new": published.new}
@@ -88,27 +101,27 @@ class Commands:
         The catalog is written before the database: a crash in between leaves one behind.
         """
         known = {release.target.path for release in self._store.releases.all()}
-        missing = [t for t in self._catalog.releases() if t.path not in known]
-        for target in missing:
-            bundle = self._bundles.open(target)
-            publisher = parse_target(target.path).publisher
-            self._keep(Published(publisher, target, bundle, new=False), self._clock())
-        return len(missing)
+        brought = 0
+        for target in self._catalog.releases():
+            if target.path in known:
+                continue
+            try:
+                bundle = self._bundles.open(target)
+                publisher = parse_target(target.path).publisher
+                self._keep(Published(publisher, target, bundle, new=False), self._clock())
+                brought += 1
+            except SkerryError:
+                log.exception("%s is in the catalog and cannot be read here", target.path)
+        return brought
 
     def _keep(self, published: Published, now: datetime) -> None:
-        bundle, manifest = published.bundle, published.bundle.manifest
-        release = Release(
-            target=published.target,
-            manifest=manifest,
-            evaluation=from_json(bundle.blobs[manifest.evaluation.digest], Evaluation),
-            published_at=now.timestamp(),
-        )
-        if self._store.releases.by_bundle(release.bundle) is not None:
+        bundle = published.bundle
+        if self._store.releases.by_bundle(bundle.digest) is not None:
             return
+        evaluation, baseline = _read_inside(bundle)
+        release = Release(published.target, bundle.manifest, evaluation, now.timestamp())
         sizes = {digest: len(data) for digest, data in bundle.blobs.items()}
-        self._store.releases.add(
-            release, baseline=bundle.blobs[manifest.baseline.digest], sizes=sizes
-        )
+        self._store.releases.add(release, baseline=baseline, sizes=sizes)
 
     # --- rollouts ---------------------------------------------------------------------
 
@@ -166,7 +179,7 @@ class Commands:
 
     def preauthorize(
         self, device_id: str, tags: Mapping[str, str], actor: str, *, again: bool = False
-    ) -> TokenView:
+    ) -> DeviceToken:
         """Allow a device to enrol, and return its one-time token.
 
         Raises:
@@ -178,7 +191,7 @@ class Commands:
             device_id, tags=tags, fleet_url=self._fleet_url, now=self._clock(), again=again
         )
         self._note(actor, "device.preauthorize", device_id, {"tags": dict(tags)})
-        return TokenView(device_id, token)
+        return DeviceToken(device_id, token)
 
     def move_device(self, device: str, state: DeviceState, actor: str) -> None:
         """Accept, reject or decommission a device.
@@ -249,3 +262,18 @@ class Commands:
 
     def _note(self, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> None:
         self._store.alerts.note(actor, action, subject, detail, self._clock().timestamp())
+
+
+def _read_inside(bundle: Bundle) -> tuple[Evaluation, bytes]:
+    """Return a bundle's evaluation and its baseline file, both checked.
+
+    Raises:
+        FormatError: one of them is not what the manifest promises.
+    """
+    manifest = bundle.manifest
+    for reference in (manifest.evaluation, manifest.baseline):
+        if reference.digest not in bundle.blobs:
+            raise FormatError(f"the manifest names {reference.digest}, which no layer is")
+    baseline = bundle.blobs[manifest.baseline.digest]
+    from_msgpack(baseline, Baseline, limit=MAX_BASELINE_BYTES)
+    return from_json(bundle.blobs[manifest.evaluation.digest], Evaluation), baseline

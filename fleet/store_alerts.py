@@ -91,6 +91,12 @@ class AlertStore:
         with self._db.read() as connection:
             return [_alert(row) for row in connection.execute(query)]
 
+    def closed_alerts(self, kind: str, since: float) -> list[Alert]:
+        """Return the alerts of a kind that were closed since a time (Unix seconds)."""
+        query = select(alerts).where(alerts.c.kind == kind, alerts.c.closed_at >= since)
+        with self._db.read() as connection:
+            return [_alert(row) for row in connection.execute(query)]
+
     def get_alert(self, alert_id: str) -> Alert:
         """Return an alert.
 

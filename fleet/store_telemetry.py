@@ -7,7 +7,7 @@ messages cost about as many statements as one.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select, update
 
@@ -29,6 +29,7 @@ from fleet.schema import (
     windows,
 )
 from fleet.store_devices import DeviceStore
+from fleet.store_releases import MAX_BASELINE_BYTES
 from skerry.canonical import from_msgpack, to_json, to_msgpack
 from skerry.keys import PublicKey
 from skerry.manifest import Baseline
@@ -42,7 +43,6 @@ __all__ = ["TelemetryStore"]
 
 ContextKey = tuple[str, str, str, str, str]
 Rows = dict[str, Any]
-MAX_BASELINE_BYTES: Final = 4 << 20
 
 
 class TelemetryStore:

@@ -85,6 +85,7 @@ class DriftWatch:
         self, model: str, onset: Mapping[str, float], now: float, length_s: float
     ) -> list[DeviceWindow]:
         reach = self._windows * length_s
+        tail = (self._settings.current_windows + QUIET_TO_CLOSE) * length_s
         recent = self._store.windows.windows(model, now - reach)
         for device, since in onset.items():
             # what it was like before it began to drift, however long ago that is
@@ -92,7 +93,20 @@ class DriftWatch:
                 recent += self._store.windows.windows(
                     model, since - reach, until=min(since, now - reach), device=device
                 )
-        return recent
+        # nor is what it was like while it drifted its past, once it is itself again
+        over = [
+            (alert.body["device"], float(alert.body["since"]), (alert.closed_at or now) - tail)
+            for alert in self._store.alerts.closed_alerts(KIND, now - reach)
+            if alert.body.get("model") == model and "since" in alert.body
+        ]
+        return [
+            window
+            for window in recent
+            if not any(
+                window.device == device and first <= window.start < last
+                for device, first, last in over
+            )
+        ]
 
     def _follow_device(
         self, model: str, found: DeviceDrift, alert: Alert | None, since: float, now: float
