@@ -38,6 +38,7 @@ __all__ = ["DeviceListener", "add_catalog_routes", "device_app"]
 ENROL_TIMEOUT_S: Final = 10.0
 MAX_ENROLLING: Final = 8  # requests at a time: each signs a certificate and writes a transaction
 MAX_PULLS: Final = 64
+STALL_TIMEOUT_S: Final = 60.0  # for one chunk
 DIGEST: Final = r"{digest:sha256:[0-9a-f]{64}}"
 MODEL: Final = "{model:" + ID_PATTERN + "}"
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
@@ -206,7 +207,12 @@ class _Pulls:
                 if not chunk:
                     raise ConnectionResetError(f"{digest} became shorter while it was sent")
                 length -= len(chunk)
-                await response.write(chunk)
+                try:
+                    async with asyncio.timeout(STALL_TIMEOUT_S):
+                        await response.write(chunk)
+                except TimeoutError:
+                    # it may go on later where it stopped; others wait for the place
+                    raise ConnectionResetError(f"{digest} was not taken in time") from None
 
 
 def _etag(digest: str) -> str:

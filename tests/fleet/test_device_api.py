@@ -1,6 +1,7 @@
 """The device listener over a real socket: enrolment, pulls, metadata, and what it refuses."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
+import fleet.device_api
 from agent.download import Fetcher
 from agent.enroll import enroll
 from fleet.bundles import Published
@@ -258,3 +260,25 @@ async def test_metadata_is_served_and_only_what_never_changes_may_be_kept(
         async with listening.http.get(f"{listening.url}/tuf/catalog/metadata/{name}") as response:
             assert await response.read() == listening.trusted.catalog.metadata(name)
             assert ("immutable" in response.headers["Cache-Control"]) is kept
+
+
+async def test_a_device_that_takes_nothing_loses_its_place(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet.device_api, "STALL_TIMEOUT_S", 0.2)
+    digest = (
+        listening.trusted.publish(make_bundle("2.0.0", weights=b"w" * 20_000_000))
+        .bundle.manifest.variants[0]
+        .file.digest
+    )
+    port = int(listening.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(f"GET /v2/reader/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await writer.drain()
+    await asyncio.sleep(1.0)
+    taken = 0
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := await reader.read(1 << 16):
+            taken += len(chunk)
+    assert taken < 20_000_000
+    writer.close()
