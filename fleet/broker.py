@@ -35,6 +35,7 @@ VARIABLE: Final = "SKERRY_NATS_SERVER"
 READY_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 5.0
 PROBE_EVERY_S: Final = 10.0
+PROBE_TIMEOUT_S: Final = 2.0
 PROBES_MISSED: Final = 3  # then it counts as hung
 RESTART_CAP_S: Final = 5.0
 LOG_BYTES: Final = 4 << 20
@@ -242,7 +243,7 @@ class Broker:
     async def _answers(self) -> bool:
         """Tell whether the broker accepts an MQTT connection."""
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(
                     self.settings.host, self.settings.mqtt_port
                 )
