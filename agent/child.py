@@ -74,6 +74,7 @@ class Child:
                 *serve_command(Path(name), listen_fd=listener.fileno(), control_fd=theirs.fileno()),
                 pass_fds=(listener.fileno(), theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C at a terminal is for control alone
             )
         except OSError as error:
             ours.close()

@@ -1,0 +1,99 @@
+"""The command line of the agent: enrol a device, run it, look at it."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+
+from agent.config import Layout, load_config
+from agent.inventory import agent_version
+from skerry.errors import SkerryError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+FROM_STDIN = "-"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except SkerryError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skerry-agent", description="Run models on this device, and keep them up to date."
+    )
+    parser.add_argument("--version", action="version", version=agent_version())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    enrol = commands.add_parser("enroll", help="make this device a member of a fleet")
+    enrol.add_argument("--token", required=True, help="from an operator; - reads standard input")
+    enrol.set_defaults(run=_enroll)
+
+    run = commands.add_parser("run", help="run the agent until SIGTERM")
+    run.add_argument("--config", type=Path, help="settings in TOML")
+    run.add_argument("--port", type=int, help="of the prediction endpoint; 0 picks a free one")
+    run.set_defaults(run=_run)
+
+    status = commands.add_parser("status", help="say what this device runs and holds")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.set_defaults(run=_status)
+
+    for command in (enrol, run, status):
+        command.add_argument(
+            "--state", type=Path, required=True, metavar="DIR", help="this device's directory"
+        )
+    return parser
+
+
+def _enroll(arguments: argparse.Namespace) -> int:
+    # enrolment needs certificates and HTTP, which the other commands do not
+    from agent.enroll import enroll
+    from agent.inventory import take_inventory
+    from skerry.token import parse_token
+
+    layout = Layout(arguments.state)
+    text = sys.stdin.read() if arguments.token == FROM_STDIN else arguments.token
+    record = enroll(layout.identity, parse_token(text), take_inventory(layout.root))
+    _say(f"enrolled as {record.device_id} of fleet {record.fleet_id}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from agent.control import run_agent
+
+    config = load_config(arguments.config, http_port=arguments.port)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    asyncio.run(run_agent(Layout(arguments.state), config))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from agent.status import collect, describe
+
+    found = collect(Layout(arguments.state))
+    text = json.dumps(found, sort_keys=True) if arguments.json else describe(found)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

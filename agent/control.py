@@ -1,0 +1,416 @@
+"""The control process: trust, updates, the outbox and the connection, in one event loop.
+
+It owns the state directory (one lock), the only writing connection to the database, the
+listening socket and the serving process. It loads no numerical library and no TUF: both
+live in children. Its tasks:
+
+    link       the broker connection, made again whenever it breaks
+    ship       looks for new records, sends what the outbox allows
+    tick       once a second: deadlines, what is overdue, what may be forgotten
+    installer  one task per slot that is busy (`agent.installer`)
+
+Killed at any time it loses nothing: what serve answered is in the spool, what the update
+machine was about to do is in the database, and both are taken up at the next start.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from agent.bundle_files import BundleFiles
+from agent.clock import device_time
+from agent.config import AgentConfig, Layout
+from agent.device_state import Host, State, reported
+from agent.facts import (
+    Acknowledged,
+    DesiredArrived,
+    Event,
+    FleetTimeHeard,
+    ProbationObserved,
+    ServeCrashed,
+    ServeUnable,
+    Ticked,
+    Verify,
+)
+from agent.identity import Identity, load_identity
+from agent.installer import Installer
+from agent.inventory import os_boot_id, take_inventory
+from agent.mqtt import Link, LinkConfig, parse_broker_url
+from agent.outbox import Outbox
+from agent.serve_protocol import ServeConfig
+from agent.slots import Slots
+from agent.spooler import Spooler
+from agent.state import Database
+from agent.status import Status, read_status, take_lock, write_status
+from agent.supervisor import Supervisor, listen
+from agent.update import Machine
+from agent.uplink import Uplink
+from agent.verify import VerifyAnswer, VerifyRequest, verify
+from skerry import topics
+from skerry.canonical import to_json
+from skerry.errors import ConflictError, UnreachableError
+from skerry.keys import PublicKey
+from skerry.profile import hw_class
+from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result
+
+__all__ = ["Control", "run_agent"]
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0
+STOP_S: Final = 4.0  # of a clean end, for serve to drain
+BIND_S: Final = 6.0  # an orphaned serve gives the port back within so long
+AGAIN_S: Final = 1.0  # after an unexpected error, or a database that could not save
+NO_POLICY: Final = Policy(version=0)
+
+
+async def run_agent(layout: Layout, config: AgentConfig) -> None:
+    """Run the agent of a state directory until SIGTERM or SIGINT.
+
+    Raises:
+        NotFoundError: the device is not enrolled.
+        ConflictError: another agent runs here, or the port is in use.
+    """
+    identity = load_identity(layout.identity)
+    lock = take_lock(layout.lock)
+    if lock is None:
+        raise ConflictError(f"an agent runs on {layout.root} already; stop it first")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listener = await _bind(config, stop)
+    database = Database(layout.database)
+    try:
+        control = Control(layout, config, identity, database, listener)
+        print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
+        await control.run(stop)
+    finally:
+        database.close()
+        listener.close()
+        os.close(lock)
+
+
+class Control:
+    """One agent's control process.
+
+    Args:
+        layout: of the state directory.
+        config: settings.
+        identity: from enrolment.
+        database: of the state directory.
+        listener: the bound socket on which predictions are asked for.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        config: AgentConfig,
+        identity: Identity,
+        database: Database,
+        listener: socket.socket,
+    ) -> None:
+        host, port = listener.getsockname()[:2]
+        self.http: Final = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        rng = random.Random()
+        record = identity.record
+        self._layout, self._config, self._identity = layout, config, identity
+        self._database = database
+        self._device, self._fleet = record.device_id, record.fleet_id
+        self._fleet_url = (config.fleet_url or record.fleet_url).rstrip("/")
+        self._inventory = take_inventory(layout.root)
+        self._policy = database.get("policy", Policy) or NO_POLICY
+        raw = database.get("message_keys", dict[str, bytes])
+        self._keys = {id: PublicKey(key) for id, key in raw.items()} if raw else (
+            identity.message_keys())  # fmt: skip
+        self._status: Status | None = read_status(layout.status)
+        self._outbox = Outbox(self._status.acked if self._status else None,
+                              resend_s=config.resend_s)  # fmt: skip
+        layout.spool.mkdir(exist_ok=True)
+        self._spooler = Spooler(layout.spool, self._outbox, batch_bytes=config.batch_max_bytes)
+        self._supervisor = Supervisor(
+            listener, self._serve_config(), layout.root,
+            start_timeout_s=config.start_timeout_s,
+            crashed=lambda: self._handle(ServeCrashed()),
+            unable=lambda message: self._handle(ServeUnable(message)),
+        )  # fmt: skip
+        self._installer = Installer(
+            BundleFiles(
+                Slots(layout.slots), config, fleet_url=self._fleet_url,
+                ca_file=identity.ca_file, inventory=self._inventory,
+            ),
+            self._supervisor,
+            verifier=self._verify,
+            state=lambda: self._machine.state,
+            handle=self._handle,
+            report=self._report,
+            rng=rng,
+        )  # fmt: skip
+        self._machine = Machine(self._load_state(), database, self._installer)
+        self._uplink = Uplink(
+            identity.signer, device=self._device, fleet=self._fleet, shards=record.shards,
+            publish=lambda topic, data, qos: self._link.publish(topic, data, qos=qos),
+            outbox=self._outbox, spooler=self._spooler,
+        )  # fmt: skip
+        self._link = Link(self._link_config(), received=self._received, connected=self._connected,
+                          rng=rng)  # fmt: skip
+        self._link.spread_s = self._policy.spread_s
+        self._started = time.monotonic()
+        self._health_due = self._started + config.health_s
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set; then end within five seconds."""
+        self._spooler.look()
+        self._installer.begin_serving()
+        self._machine.resume()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._link.run(), name="link"),
+                    group.create_task(self._every(self._config.poll_s, self._ship), name="ship"),
+                    group.create_task(self._every(TICK_S, self._tick), name="tick"),
+                ]
+                await stop.wait()
+                log.info("stopping")
+                self._say_presence(online=False)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._installer.stop()
+            await self._supervisor.stop(STOP_S)
+            self._spooler.close()
+
+    # --- what time brings -------------------------------------------------------------
+
+    async def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        while True:
+            try:
+                work()
+            except Exception:
+                log.exception("unexpected error; going on")
+                await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(seconds)
+
+    def _ship(self) -> None:
+        now = time.monotonic()
+        self._spooler.look()
+        if self._link.connected:
+            self._outbox.expire(now)
+            self._uplink.telemetry(self._policy, now)
+
+    def _tick(self) -> None:
+        now, state = time.monotonic(), self._machine.state
+        if any(slot.work for slot in state.slots.values()):
+            self._handle(Ticked())
+        if self._link.connected:
+            if state.reported_version > state.acked_version:
+                self._uplink.reported_again(self._reported, now)
+            if now >= self._health_due:
+                self._health_due = now + self._config.health_s
+                self._uplink.health(self._health(now))
+        self._spooler.forget()
+        self._write_status()
+
+    # --- what comes down ---------------------------------------------------------------
+
+    def _connected(self) -> None:
+        state = self._machine.state
+        self._outbox.connected()
+        self._say_presence(online=True)
+        self._uplink.hello(
+            agent=self._inventory.agent,
+            desired=state.desired_version,
+            reported=state.reported_version,
+            os_boot=os_boot_id(),
+        )
+        if state.reported_version > state.acked_version:
+            self._report()
+        for result in self._database.results():
+            self._uplink.result(result)
+
+    def _received(self, _topic: str, payload: bytes) -> None:
+        opened = self._uplink.open(payload, self._keys, self._now())
+        if opened is None:
+            return
+        self._link.proven()
+        down, body = opened
+        match body:
+            case Ack():
+                self._take_ack(body)
+            case Desired():
+                self._handle(DesiredArrived(down.version, body))
+            case Policy():
+                self._take_policy(body)
+            case Cmd():
+                self._take_command(body)
+
+    def _take_ack(self, ack: Ack) -> None:
+        self._outbox.acknowledged(ack.upto, ack.credit)
+        state = self._machine.state
+        if ack.reported > state.acked_version:
+            self._handle(Acknowledged(ack.reported))
+        if ack.results:
+            self._database.acknowledge(ack.results)
+        if ack.now > state.floor.time:
+            self._handle(FleetTimeHeard(ack.now))
+
+    def _take_policy(self, policy: Policy) -> None:
+        if policy.version <= self._policy.version:
+            return
+        self._database.put("policy", policy)
+        self._policy = policy
+        self._supervisor.set_window(policy.window_s)
+        self._link.spread_s = policy.spread_s
+
+    def _take_command(self, command: Cmd) -> None:
+        if not self._database.begin_command(command.id):
+            return  # its result is said again until the fleet has it
+        match command.verb:
+            case "ping":
+                result = Result(command.id, ok=True, output="pong")
+            case "report":
+                self._report()
+                result = Result(command.id, ok=True)
+            case verb:
+                result = Result(command.id, ok=False, output=f"unknown verb {verb[:40]!r}")
+        self._database.end_command(result)
+        self._uplink.result(result)
+
+    # --- the update machine ---------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        """Take an event in; if the state cannot be saved, again a little later."""
+        try:
+            self._machine.handle(event, self._now())
+        except (sqlite3.Error, OSError) as error:
+            log.warning("cannot save the state: %s; trying again", error)
+            # these two come again by themselves
+            if not isinstance(event, Ticked | ProbationObserved):
+                asyncio.get_running_loop().call_later(AGAIN_S, self._handle, event)
+
+    async def _verify(self, effect: Verify) -> VerifyAnswer:
+        request = VerifyRequest(
+            target=effect.want.target,
+            director=effect.director,
+            catalog_url=f"{self._fleet_url}/tuf/catalog/metadata",
+            catalog_root=self._identity.catalog_root,
+            director_root=self._identity.director_root,
+            directory=str(self._layout.tuf.absolute()),
+            now=self._now(),
+            timeout_s=self._config.download_timeout_s,
+            ca_file=str(self._identity.ca_file.absolute()),
+        )
+        answer = await verify(request, self._config.verify_timeout_s)
+        if answer.transient:
+            raise UnreachableError(answer.message)
+        self._take_keys(answer)
+        return answer
+
+    def _take_keys(self, answer: VerifyAnswer) -> None:
+        """Take over the message keys of a director root that is not older than the last."""
+        floor = self._machine.state.floor.metadata.get("director/root", 0)
+        keys = {id: PublicKey(raw) for id, raw in answer.message_keys.items()}
+        if keys and keys != self._keys and answer.metadata.get("director/root", 0) >= floor:
+            self._database.put("message_keys", answer.message_keys)
+            self._keys = keys
+
+    def _load_state(self) -> State:
+        host = Host(self._device, hw_class(self._inventory), self._inventory.agent)
+        state = self._database.load()
+        return State(host) if state is None else msgspec.structs.replace(state, host=host)
+
+    # --- what goes up -------------------------------------------------------------------
+
+    def _report(self) -> None:
+        self._uplink.reported(self._reported(), time.monotonic())
+
+    def _reported(self) -> Reported:
+        return reported(self._machine.state, self._inventory)
+
+    def _health(self, now: float) -> Health:
+        return Health(
+            outbox_records=self._outbox.waiting,
+            outbox_bytes=self._spooler.size_bytes(),
+            dropped_records=self._supervisor.unrecorded,
+            serve_restarts=self._supervisor.restarts,
+            uptime_s=round(now - self._started, 1),
+        )
+
+    def _say_presence(self, *, online: bool) -> None:
+        topic = topics.presence(self._fleet, self._device)
+        self._link.publish(topic, self._presence(online=online), retain=True)
+
+    def _presence(self, *, online: bool) -> bytes:
+        return to_json({"online": online, "boot": self._uplink.boot, "since": round(self._now())})
+
+    def _write_status(self) -> None:
+        status = Status(
+            control_pid=os.getpid(),
+            serve_pid=self._supervisor.pid,
+            http=self.http,
+            connected=self._link.connected,
+            acked={boot: cursor.acked for boot, cursor in self._outbox.cursors.items()},
+            waiting=self._outbox.waiting,
+            under_way=self._outbox.under_way,
+            serve_restarts=self._supervisor.restarts,
+            refused=self._uplink.refused,
+        )
+        if status != self._status:
+            self._status = status
+            write_status(self._layout.status, status)
+
+    # --- how it is put together -------------------------------------------------------------
+
+    def _now(self) -> float:
+        return device_time(self._machine.state.floor.time)
+
+    def _serve_config(self) -> ServeConfig:
+        config = self._config
+        return ServeConfig(
+            device_id=self._device,
+            spool_dir=str(self._layout.spool.absolute()),
+            slots=[],
+            window_s=self._policy.window_s,
+            threads=config.threads,
+            segment_bytes=config.segment_bytes,
+            spool_max_bytes=config.spool_max_bytes,
+            max_body_bytes=config.max_body_bytes,
+            drain_s=config.drain_s,
+        )
+
+    def _link_config(self) -> LinkConfig:
+        record, config, folder = self._identity.record, self._config, self._identity.folder
+        return LinkConfig(
+            address=parse_broker_url(config.broker_url or record.broker_url),
+            client_id=record.client_id,
+            filters=(topics.down_filter(self._fleet, self._device), topics.policy(self._fleet)),
+            will_topic=topics.presence(self._fleet, self._device),
+            will=self._presence(online=False),
+            keepalive_s=config.keepalive_s,
+            base_s=config.reconnect_base_s,
+            cap_s=config.reconnect_cap_s,
+            ca_file=self._identity.ca_file,
+            cert_file=folder / "device.crt",
+            key_file=folder / "device.pem",
+        )
+
+
+async def _bind(config: AgentConfig, stop: asyncio.Event) -> socket.socket:
+    """Bind the listening socket, waiting for a former serve to give the port back."""
+    deadline = time.monotonic() + BIND_S
+    while True:
+        try:
+            return listen(config.http_host, config.http_port)
+        except ConflictError:
+            if time.monotonic() >= deadline or stop.is_set():
+                raise
+        await asyncio.sleep(0.1)

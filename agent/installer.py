@@ -1,0 +1,298 @@
+"""Carries out the effects of the update machine; every outcome goes back to it as an event.
+
+One task per slot: a new effect takes the place of the one before. What fails for want of a
+connection is tried again until the assignment's deadline ends it. All of it may be done
+twice: files have their digests as names, and the supervisor is told what shall serve, not
+what shall change.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from agent.bundle_files import BundleFiles
+from agent.child import StartFailed
+from agent.device_state import Doing, State, doing, serving
+from agent.facts import (
+    Activate,
+    Activated,
+    Discard,
+    Download,
+    Downloaded,
+    EffectItem,
+    Event,
+    Failed,
+    Observe,
+    ProbationObserved,
+    Rejected,
+    Release,
+    Report,
+    Restore,
+    RollBack,
+    RolledBack,
+    ServeUnable,
+    SmokeFailed,
+    Stage,
+    Staged,
+    Unfit,
+    Verified,
+    Verify,
+)
+from agent.smoke_run import smoke_run
+from agent.supervisor import Supervisor
+from agent.verify import VerifyAnswer
+from skerry.errors import (
+    FormatError,
+    NotFoundError,
+    RefusedError,
+    SkerryError,
+    TrustError,
+    UnreachableError,
+)
+
+__all__ = ["Installer"]
+
+log = logging.getLogger(__name__)
+
+OBSERVE_S: Final = 0.5
+RETRY_BASE_S: Final = 0.5
+RETRY_CAP_S: Final = 60.0
+STARTING: Final = ""  # no slot's name
+TRIES: Final = 4  # of what is not a matter of the connection
+
+
+class Installer:
+    """Acts for the update machine.
+
+    Args:
+        files: fetches and keeps bundles.
+        supervisor: of the serving process.
+        verifier: verifies one assignment's metadata.
+        state: returns the machine's saved state.
+        handle: takes an event in.
+        report: tells the fleet the reported state.
+        rng: for the jitter of retries.
+    """
+
+    def __init__(
+        self,
+        files: BundleFiles,
+        supervisor: Supervisor,
+        *,
+        verifier: Callable[[Verify], Coroutine[Any, Any, VerifyAnswer]],
+        state: Callable[[], State],
+        handle: Callable[[Event], None],
+        report: Callable[[], None],
+        rng: random.Random,
+    ) -> None:
+        self._files = files
+        self._supervisor = supervisor
+        self._verifier = verifier
+        self._state = state
+        self._handle = handle
+        self._report = report
+        self._rng = rng
+        self._tasks: dict[str, tuple[EffectItem | None, asyncio.Task[None]]] = {}
+
+    def carry_out(self, effect: EffectItem) -> None:
+        """Begin to carry out an effect."""
+        match effect:
+            case Report():
+                self._report()
+            case Discard():
+                self._discard(effect)
+            case _:
+                self._begin(effect.slot, effect)
+
+    async def stop(self) -> None:
+        """Stop everything that is under way; a restart goes on with it."""
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def begin_serving(self) -> None:
+        """Let what is committed, or in probation, serve, however often it takes."""
+        if serving(self._state()):
+            self._tasks[STARTING] = None, asyncio.create_task(self._settle(), name="serve-start")
+
+    async def serve(self) -> None:
+        """Let what is committed, or in probation, serve."""
+        state = self._state()
+        await self._supervisor.ensure(
+            [self._files.serve_slot(name, release) for name, release in serving(state).items()]
+        )
+
+    def _begin(self, slot: str, effect: EffectItem) -> None:
+        running = self._tasks.get(slot)
+        if running is not None and not running[1].done():
+            if running[0] == effect:
+                return
+            running[1].cancel()
+        name = f"{type(effect).__name__.lower()}-{slot}"
+        self._tasks[slot] = effect, asyncio.create_task(self._guarded(effect), name=name)
+
+    async def _guarded(self, effect: EffectItem) -> None:
+        try:
+            await self._act(effect)
+        except Exception as error:
+            log.exception("unexpected error in %s", type(effect).__name__)
+            match effect:
+                case Stage(slot, id, _, variant):
+                    self._handle(SmokeFailed(slot, id, variant, "internal", repr(error)))
+                case Verify(slot, id) | Download(slot, id) | Activate(slot, id):
+                    self._handle(Failed(slot, id, "internal", repr(error)))
+
+    async def _act(self, effect: EffectItem) -> None:
+        match effect:
+            case Verify():
+                await self._verify(effect)
+            case Download():
+                await self._download(effect)
+            case Stage():
+                await self._stage(effect)
+            case Activate():
+                await self._activate(effect)
+            case Observe():
+                await self._observe(effect)
+            case RollBack():
+                await self._settle()
+                self._handle(RolledBack(effect.slot, effect.assignment_id))
+            case Restore():
+                await self._settle()
+
+    async def _verify(self, effect: Verify) -> None:
+        answer = await self._persist(lambda: self._verifier(effect))
+        slot, id = effect.slot, effect.assignment_id
+        if isinstance(answer, SkerryError):
+            self._handle(Failed(slot, id, "verifier_failed", str(answer)))
+        elif answer.assigned is None or answer.released is None:
+            self._handle(Rejected(slot, id, answer.code, answer.message))
+        else:
+            self._handle(Verified(slot, id, answer.assigned, answer.released, answer.metadata))
+
+    async def _download(self, effect: Download) -> None:
+        slot, id, release = effect.slot, effect.assignment_id, effect.release
+        manifest = await self._persist(lambda: self._files.fetch_manifest(release))
+        if isinstance(manifest, SkerryError):
+            self._handle(_outcome(slot, id, manifest))
+            return
+        variants, reasons = self._files.fitting(manifest)
+        if not variants:
+            self._handle(Unfit(slot, id, "; ".join(reasons)))
+            return
+        done = await self._persist(lambda: self._files.fetch_variant(release, variants[0]))
+        if isinstance(done, SkerryError):
+            self._handle(_outcome(slot, id, done))
+        else:
+            self._handle(Downloaded(slot, id, variants))
+
+    async def _stage(self, effect: Stage) -> None:
+        slot, id, variant = effect.slot, effect.assignment_id, effect.variant
+        done = await self._persist(lambda: self._files.fetch_variant(effect.release, variant))
+        if isinstance(done, SkerryError):
+            code = done.code if isinstance(done, TrustError) else "not_downloaded"
+            self._handle(SmokeFailed(slot, id, variant, code, str(done)))
+            return
+        result = await smoke_run(self._files, effect.release, variant)
+        if result.ok:
+            log.info("%s: variant %s runs, %.0f us a row, %.1f%% of golden rows differ",
+                     slot, variant, result.run_us, 100 * result.disagree)  # fmt: skip
+            self._handle(Staged(slot, id, variant))
+        else:
+            log.warning("%s: variant %s: %s (%s)", slot, variant, result.message, result.code)
+            self._handle(SmokeFailed(slot, id, variant, result.code, result.message))
+
+    async def _activate(self, effect: Activate) -> None:
+        slot, id = effect.slot, effect.assignment_id
+        try:
+            await asyncio.to_thread(self._files.check, effect.release)
+            await self.serve()
+        except (NotFoundError, FormatError) as error:
+            self._handle(Failed(slot, id, "files_damaged", str(error)))
+        except StartFailed as error:
+            self._handle(Failed(slot, id, "serve_failed", str(error)))
+        else:
+            self._handle(Activated(slot, id))
+
+    async def _observe(self, effect: Observe) -> None:
+        slot, id = effect.slot, effect.assignment_id
+        while True:
+            work = self._state().slots[slot].work
+            if work is None or work.release is None:
+                return
+            now = asyncio.get_running_loop().time()
+            live = self._supervisor.live(slot, work.release.ref.bundle, now)
+            self._handle(ProbationObserved(slot, id, live))
+            await asyncio.sleep(OBSERVE_S)
+
+    async def _settle(self) -> None:
+        """Let what shall serve serve, whatever it takes; fetch again what was damaged."""
+        attempt = 0
+        while True:
+            try:
+                for release in serving(self._state()).values():
+                    await self._whole(release)
+                await self.serve()
+                return
+            except SkerryError as error:
+                log.warning("what shall serve does not: %s", error)
+                attempt += 1
+                if attempt % TRIES == 0:
+                    self._handle(ServeUnable(str(error)))
+                await self._pause(attempt)
+
+    async def _whole(self, release: Release) -> None:
+        try:
+            await asyncio.to_thread(self._files.check, release)
+        except (NotFoundError, FormatError) as error:
+            log.warning("%s; fetching it again", error)
+            await self._files.fetch_manifest(release)
+            await self._files.fetch_variant(release, release.ref.variant)
+
+    async def _persist(
+        self, work: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Any:  # the work's result, or the error that ended it
+        """Do work until it is done; without a connection for ever, else a few times."""
+        attempt = failures = 0
+        while True:
+            try:
+                return await work()
+            except TrustError as error:
+                return error
+            except UnreachableError as error:
+                if attempt == 0:
+                    log.warning("%s; trying again", error)
+            except (NotFoundError, RefusedError, FormatError, SkerryError, OSError) as error:
+                failures += 1
+                log.warning("%s", error)
+                if failures >= TRIES:
+                    return error if isinstance(error, SkerryError) else SkerryError(str(error))
+            attempt += 1
+            await self._pause(attempt)
+
+    async def _pause(self, attempt: int) -> None:
+        ceiling = min(RETRY_CAP_S, RETRY_BASE_S * 2.0 ** min(attempt, 16))
+        await asyncio.sleep(self._rng.uniform(0.1, ceiling))
+
+    def _discard(self, effect: Discard) -> None:
+        state = self._state()
+        for name, (carried, task) in list(self._tasks.items()):
+            slot = state.slots.get(name)
+            idle = slot is not None and doing(slot) is Doing.IDLE
+            if idle and not isinstance(carried, Restore):
+                task.cancel()
+                del self._tasks[name]
+        with contextlib.suppress(OSError):
+            for bundle in self._files.keep_only(effect.keep):
+                log.info("removed bundle %s", bundle)
+
+
+def _outcome(slot: str, id: str, error: SkerryError) -> Event:
+    if isinstance(error, TrustError):
+        return Rejected(slot, id, error.code, str(error))
+    code = {NotFoundError: "not_found", RefusedError: "refused", FormatError: "bad_bundle"}
+    return Failed(slot, id, code.get(type(error), "download_failed"), str(error))

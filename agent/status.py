@@ -1,0 +1,143 @@
+"""What an agent says of itself to somebody at the machine, without being asked over a socket.
+
+Control writes a small file now and then; a look from outside reads it, the database and
+the spool, so that it works beside a running agent, a hung one and a dead one.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.config import Layout
+from agent.device_state import doing
+from agent.identity import load_identity
+from agent.segments import boots, iter_records, segments
+from agent.state import read_state
+from skerry.canonical import from_json, to_json
+from skerry.errors import FormatError, NotFoundError
+
+__all__ = ["Status", "collect", "describe", "read_status", "take_lock", "write_status"]
+
+MAX_STATUS_BYTES: Final = 1 << 20
+
+
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The file that control writes; losing it loses nothing."""
+
+    control_pid: int
+    serve_pid: int | None
+    http: str
+    connected: bool
+    acked: dict[str, int]  # per boot
+    waiting: int  # records that the fleet has not acknowledged
+    under_way: int  # batches without an answer
+    serve_restarts: int = 0
+    refused: int = 0  # messages from the broker
+
+
+def write_status(file: Path, status: Status) -> None:
+    """Write the file beside its place and rename it; not synced, for nothing rests on it."""
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_bytes(to_json(status))
+    beside.replace(file)
+
+
+def read_status(file: Path) -> Status | None:
+    """Return what was last written, None if nothing was, or it cannot be read."""
+    try:
+        return from_json(file.read_bytes(), Status, limit=MAX_STATUS_BYTES)
+    except (OSError, FormatError):
+        return None
+
+
+def take_lock(file: Path) -> int | None:
+    """Take the lock of a state directory; None while another control process holds it."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def collect(layout: Layout) -> dict[str, Any]:
+    """Return everything there is to say, as plain values.
+
+    Raises:
+        NotFoundError: no agent was enrolled here.
+    """
+    record = load_identity(layout.identity).record
+    status = read_status(layout.status)
+    state = read_state(layout.database)
+    running = _runs(layout.lock)
+    alive = status is not None and running
+    return {
+        "device_id": record.device_id,
+        "fleet_id": record.fleet_id,
+        "running": running,
+        "connected": alive and status is not None and status.connected,
+        "control_pid": status.control_pid if alive and status else None,
+        "serve_pid": status.serve_pid if alive and status else None,
+        "http": status.http if status else None,
+        "desired_version": state.desired_version if state else 0,
+        "reported_version": state.reported_version if state else 0,
+        "outbox_records": _waiting(layout.spool, status.acked if status else {}),
+        "serve_restarts": status.serve_restarts if status else 0,
+        "refused": status.refused if status else 0,
+        "slots": {
+            name: {
+                "model": slot.current.ref.model if slot.current else None,
+                "model_version": slot.current.ref.model_version if slot.current else None,
+                "bundle": slot.current.ref.bundle if slot.current else None,
+                "variant": slot.current.ref.variant if slot.current else None,
+                "doing": doing(slot).value,
+                "assignment": slot.work.want.assignment_id if slot.work else None,
+                "target": slot.work.want.target if slot.work else None,
+            }
+            for name, slot in sorted(state.slots.items() if state else ())
+        },
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return the status as lines for people."""
+    life = f"running, pid {found['control_pid']}" if found["running"] else "not running"
+    link = "connected" if found["connected"] else "not connected"
+    lines = [
+        f"{found['device_id']} of fleet {found['fleet_id']}: {life}, {link}",
+        f"  serves at  {found['http'] or '-'} (pid {found['serve_pid'] or '-'})",
+        f"  desired    version {found['desired_version']}",
+        f"  outbox     {found['outbox_records']} records not yet acknowledged",
+    ]
+    for name, slot in found["slots"].items():
+        what = f"{slot['model']} {slot['model_version']}" if slot["model"] else "empty"
+        variant = f", variant {slot['variant']}" if slot["variant"] else ""
+        busy = f", {slot['doing']} {slot['target']}" if slot["assignment"] else ""
+        lines.append(f"  slot {name}: {what}{variant}{busy}")
+    return "\n".join(lines)
+
+
+def _runs(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    fd = take_lock(lock)
+    if fd is None:
+        return True
+    os.close(fd)
+    return False
+
+
+def _waiting(spool: Path, acked: dict[str, int]) -> int:
+    """Count the records on disk that lie above the acknowledged numbers."""
+    count = 0
+    for boot in boots(spool):
+        stored = acked.get(boot, 0)
+        for path in segments(spool / boot):
+            with contextlib.suppress(NotFoundError, FormatError, OSError):
+                count += sum(1 for seq, _ in iter_records(path, stored + 1) if seq > stored)
+    return count
