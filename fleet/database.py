@@ -7,6 +7,7 @@ must not write.
 """
 
 import contextlib
+import functools
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -122,7 +123,7 @@ def upsert(
     *,
     columns: Sequence[str] | None = None,
     add: Sequence[str] = (),
-) -> sqlite.Insert | postgresql.Insert:
+) -> Any:
     """Return an insert that replaces the row of the same keys.
 
     Args:
@@ -132,11 +133,23 @@ def upsert(
         columns: which columns are replaced; all but the keys if not given.
         add: of these, those whose new value is added to the old.
     """
+    names = None if columns is None else tuple(columns)
+    return _upsert(connection.dialect.name, table, tuple(keys), names, tuple(add))
+
+
+@functools.lru_cache(maxsize=256)  # building one costs more than running it
+def _upsert(
+    dialect: str,
+    table: Table,
+    keys: tuple[str, ...],
+    columns: tuple[str, ...] | None,
+    add: tuple[str, ...],
+) -> Any:
     replaced = [c for c in columns or [c.name for c in table.columns] if c not in keys]
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement: Any = make(table)
+    make: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = make(table)
     new = statement.excluded
-    return statement.on_conflict_do_update(  # type: ignore[no-any-return]  # two dialects, one API
+    return statement.on_conflict_do_update(
         index_elements=list(keys),
         set_={name: table.c[name] + new[name] if name in add else new[name] for name in replaced},
     )

@@ -1,0 +1,172 @@
+"""The fleet service as a process: it starts, serves, survives its broker, ends in order."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.ceremony import perform
+from fleet.setup import init_fleet
+from tests.fakes.trusted import NOW
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "fleet"
+    init_fleet(folder, "demo", now=NOW)
+    return folder
+
+
+@pytest.fixture
+def ready(data: Path, tmp_path: Path) -> Path:
+    perform(data, tmp_path / "keys", ("acme",), passphrase=lambda _: b"long enough", now=NOW)
+    return data
+
+
+class Running:
+    """A fleet in a process of its own."""
+
+    def __init__(self, data: Path, **ports: int) -> None:
+        self.data = data
+        wanted = {"port": 0, "device-port": 0, "broker-port": 0} | ports
+        options = [part for name, port in wanted.items() for part in (f"--{name}", str(port))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "skerry", "fleet", "run", "--data", str(data), *options],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def info(self) -> dict[str, Any]:
+        path, end = self.data / "run.json", time.monotonic() + 20
+        while not path.exists():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def end(self) -> tuple[int, str]:
+        self.process.terminate()
+        return self.over()
+
+    def over(self) -> tuple[int, str]:
+        try:
+            _, said = self.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def running(ready: Path) -> Iterator[Running]:
+    fleet = Running(ready)
+    yield fleet
+    if fleet.process.poll() is None:
+        fleet.end()
+    for stream in (fleet.process.stdout, fleet.process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def get(url: str, token: str = "") -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_it_serves_operators_and_devices_and_ends_on_sigterm(running: Running) -> None:
+    info = running.info()
+    token = (running.data / "admin.token").read_text().strip()
+    assert json.loads(get(f"{info['api_url']}/api/v1/policy", token))["version"] == 1
+    assert get(f"{info['api_url']}/readyz") == b"ready\n"
+    assert b'"root"' in get(f"{info['device_url']}/tuf/catalog/metadata/1.root.json")
+    code, said = running.end()
+    assert (code, "Traceback" in said) == (0, False), said
+    assert not (running.data / "run.json").exists()
+    assert gone(info["broker_pid"])
+
+
+def test_a_killed_broker_is_back_under_a_new_process(running: Running) -> None:
+    info = running.info()
+    os.kill(info["broker_pid"], signal.SIGKILL)
+    end = time.monotonic() + 20
+    while running.info()["broker_pid"] == info["broker_pid"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert running.info()["broker_url"] == info["broker_url"]
+    while True:
+        try:
+            assert get(f"{info['api_url']}/readyz") == b"ready\n"
+            break
+        except urllib.error.HTTPError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_a_killed_fleet_takes_its_broker_along_and_starts_again(running: Running) -> None:
+    info = running.info()
+    running.process.kill()
+    running.process.wait(10)
+    end = time.monotonic() + 10
+    while not gone(info["broker_pid"]):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    (running.data / "run.json").unlink()
+    again = Running(running.data)
+    assert again.info()["pid"] != info["pid"]
+    assert again.end()[0] == 0
+
+
+def test_a_second_service_on_the_same_data_is_a_conflict(running: Running) -> None:
+    running.info()
+    code, said = Running(running.data).over()
+    assert code == 5
+    assert "expected no running fleet" in said
+
+
+@pytest.mark.parametrize("which", ["port", "device-port", "broker-port"])
+def test_a_port_in_use_is_one_clear_message(ready: Path, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = Running(ready, **{which: port}).over()
+    assert code == 4
+    assert f"expected port {port} of 127.0.0.1 to be free" in said
+    assert "Traceback" not in said
+
+
+def test_a_missing_broker_is_one_clear_message(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKERRY_NATS_SERVER", "/nowhere/nats-server")
+    code, said = Running(ready).over()
+    assert (code, "Traceback" in said) == (8, False)
+    assert "SKERRY_NATS_SERVER=/nowhere/nats-server" in said
+
+
+def test_without_a_key_ceremony_it_says_what_to_do(data: Path) -> None:
+    code, said = Running(data).over()
+    assert (code, "Traceback" in said) == (3, False)
+    assert "skerry keys ceremony" in said
