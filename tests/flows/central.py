@@ -25,6 +25,7 @@ from fleet.rollout import (
     apply_all,
     decide,
     draft,
+    join,
 )
 from fleet.targeting import ordered
 from skerry.canonical import to_msgpack
@@ -70,6 +71,7 @@ class Fleet:
         self.ledger = ledger
         self.signer = FakeSigner("fleet")
         self.releases = releases  # by target path
+        self.members: list[str] = []  # devices enrolled, from the registry
         self.up = False
         self.crashes = 0
         self.ticks = 0  # that it lived through
@@ -165,14 +167,13 @@ class Fleet:
 
     # --- rollouts -----------------------------------------------------------------
 
-    def submit(self, plan: Plan, devices: list[str]) -> str:
-        """An operator creates and submits a rollout."""
+    def submit(self, plan: Plan) -> None:
+        """An operator creates and submits a rollout for all devices."""
         rollout_id = f"r-{len(self.ledger.rollouts) + 1:02}"
-        rollout = draft(rollout_id, plan, ordered(devices, rollout_id), self._clock.now)
+        rollout = draft(rollout_id, plan, ordered(self.members, rollout_id), self._clock.now)
         made = act(rollout, Action.SUBMIT, {}, self._clock.now, "anna")
         with self.ledger.transaction() as tx:
             tx.put(tx.rollouts, rollout_id, apply_all(rollout, made))
-        return rollout_id
 
     def operate(self, rollout_id: str, action: Action) -> None:
         """An operator does something to a rollout; the fleet may refuse."""
@@ -187,7 +188,8 @@ class Fleet:
     def tick(self) -> None:
         self.soon(TICK_S, "fleet ticks", self.tick)
         now = self._clock.now
-        for rollout_id, rollout in self.ledger.rollouts.items():
+        for rollout_id in self.ledger.rollouts:
+            rollout = self._join(rollout_id)
             view = self.assignments(rollout)
             verdicts = {
                 stage: verdict
@@ -203,6 +205,14 @@ class Fleet:
             if behind and now - self._resent.get(device, 0.0) >= RESEND_S:
                 self._publish(device)
         self.ticks += 1
+
+    def _join(self, rollout_id: str) -> Rollout:
+        """Take in the devices that were enrolled after the rollout began."""
+        rollout = join(known := self.ledger.rollouts[rollout_id], self.members)
+        if rollout is not known:
+            with self.ledger.transaction() as tx:
+                tx.put(tx.rollouts, rollout_id, rollout)
+        return rollout
 
     def assignments(self, rollout: Rollout) -> dict[str, Assignment]:
         """What `decide` sees of the ledger."""

@@ -42,7 +42,7 @@ from agent.outbox import Outbox
 from agent.update import Doing, Host, Machine, State, doing, reported, serving
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.profile import Inventory
-from skerry.records import Context, Prediction
+from skerry.records import Context, Item, Prediction
 from skerry.topics import up
 from skerry.trust import DirectorTarget
 from skerry.wire import (
@@ -75,7 +75,7 @@ class Witness(Protocol):
     def saved(self, device: "Device", state: State) -> None: ...
     def activated(self, device: "Device", slot: str, bundle: str) -> None: ...
     def said(self, device: "Device", body: Reported) -> None: ...
-    def forgot(self, device: "Device", boot: str, seqs: list[int]) -> None: ...
+    def forgot(self, device: "Device", boot: str, records: dict[int, Item]) -> None: ...
 
 
 class Device:
@@ -104,6 +104,8 @@ class Device:
         self.crashes = 0
         self.refused = 0  # requests that nobody answered
         self.armed = ""  # at_save, after_save or after_act
+        self.every_row = True  # the record policy: predictions leave, or only windows do
+        self.lost: set[tuple[str, int]] = set()  # records that the disk has lost
         self.bad_network = 0.0  # chance that a fetch fails
         self.running: dict[str, str] = {}  # slot -> bundle that serves
         self.boot = ""
@@ -161,6 +163,15 @@ class Device:
         if self.up and self.running:
             self._note(f"{self.name} cannot serve")
             self.feed(ServeUnable("it ended 3 times before it was ready"))
+
+    def lose_segment(self) -> None:
+        """The disk loses the oldest records of a process; later ones are still there."""
+        for boot_id in self.spool.boots:
+            gone = self.spool.lose_segment(boot_id)
+            if gone:
+                self._note(f"{self.name} has lost {boot_id} {gone[0]} to {gone[-1]}")
+                self.lost |= {(boot_id, seq) for seq in gone}
+                return
 
     def feed(self, event: Event) -> None:
         """Hand a fact to the update machine; again later where the disk is full."""
@@ -362,7 +373,7 @@ class Device:
             gone = self.spool.forget(boot_id, cursor.acked)
             if gone:
                 self._witness.forgot(self, boot_id, gone)
-                self.outbox.found(boot_id, gone[-1] + 1, cursor.upto)
+                self.outbox.found(boot_id, self.spool.boots[boot_id].kept_from, cursor.upto)
             if self.spool.is_empty(boot_id):
                 del self.spool.boots[boot_id]
                 self.outbox.forgotten(boot_id)
@@ -378,13 +389,21 @@ class Device:
     def _pump(self) -> None:
         for boot_id, boot in self.spool.boots.items():
             self.outbox.found(boot_id, boot.kept_from, boot.upto)
-        while self.connected and (batch := self.outbox.next_send()) is not None:
-            boot_id, first = batch
-            boot = self.spool.boots[boot_id]
-            last = min(boot.upto, first + BATCH - 1)
-            items = [boot.items[seq] for seq in range(first, last + 1)]
-            self._send("telemetry", Batch(first, boot.contexts, items), boot_id, first)
-            self.outbox.sent(boot_id, first, last, self._clock.now)
+        while self.connected and (following := self.outbox.next_send()) is not None:
+            boot_id, first = following
+            boot, cursor = self.spool.boots[boot_id], self.outbox.cursors[boot_id]
+            items = self.spool.batch(boot_id, first, BATCH, self.every_row)
+            if items:
+                dropped_before = cursor.kept_from if cursor.kept_from > 1 else 0
+                body = Batch(first, boot.contexts, items, dropped_before)
+                self._send("telemetry", body, boot_id, first)
+                self.outbox.sent(boot_id, first, body.last, self._clock.now)
+            elif cursor.acked >= first - 1:
+                # the disk has lost what comes next, and all before it is stored
+                boot.kept_from = min(seq for seq in boot.items if seq > first)
+                self.outbox.found(boot_id, boot.kept_from, boot.upto)
+            else:
+                return
 
     def _tick(self) -> None:
         self._soon(TICK_S, "ticks", self._tick)

@@ -7,6 +7,7 @@ from what the fleet committed, and compare it with what either side believes.
 from collections.abc import Callable
 
 from agent.update import State
+from skerry.records import Item, Prediction
 from skerry.states import ASSIGNMENT_ENDS, ROLLOUT_ENDS, AssignmentState, RolloutState, StageState
 from skerry.wire import Reported
 from tests.flows.catalog import ReleaseTruth
@@ -115,11 +116,16 @@ class Laws:
                 )
         truth.said.pop(body.version - 8, None)
 
-    def forgot(self, device: Device, boot: str, seqs: list[int]) -> None:
+    def forgot(self, device: Device, boot: str, records: dict[int, Item]) -> None:
         self._take_rows()
-        for seq in seqs:
-            if (device.name, boot, seq) not in self._stored:
+        for seq, item in records.items():
+            if not self._is_stored(device, boot, seq, isinstance(item, Prediction)):
                 raise LawBroken("forgotten_unstored", f"{device.name} forgot {boot} {seq}")
+
+    def _is_stored(self, device: Device, boot: str, seq: int, is_row: bool) -> bool:
+        if is_row and not device.every_row:
+            return seq <= self.fleet.ledger.cursor(device.name, boot)
+        return (device.name, boot, seq) in self._stored
 
     # --- after every event -------------------------------------------------------------
 
@@ -155,7 +161,8 @@ class Laws:
                 raise LawBroken("outside_stage", f"{rollout_id} notified {notified} of {opened}")
             first, planned = rollout.stages[0], rollout.plan.stages[0]
             if planned.count is not None:
-                if len(first.devices) > planned.count:
+                early = set(rollout.devices[: rollout.selected])
+                if len(first.devices) > planned.count or not early.issuperset(first.devices):
                     raise LawBroken("canary_too_big", f"{rollout_id}: {first.devices}")
                 done = first.state in (StageState.PASSED, StageState.SKIPPED)
                 if not done and len(notified) > planned.count:
@@ -206,7 +213,11 @@ class Laws:
         """Nothing is lost, nothing is open, and both sides agree."""
         self._take_rows()
         for device in devices:
-            missing = [name for name in device.answered if name not in self._stored_ids]
+            missing = [
+                name
+                for name, (boot, seq) in device.answered.items()
+                if (boot, seq) not in device.lost and not self._is_stored(device, boot, seq, True)
+            ]
             if missing:
                 raise LawBroken("lost", f"{device.name}: {missing[:3]} of {len(missing)}")
             self._check_agreement(fleet, device, device.name in fell_back)

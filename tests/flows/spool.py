@@ -7,7 +7,7 @@ make a segment, and a segment goes only when `agent.outbox.may_forget` says so.
 from dataclasses import dataclass, field
 
 from agent.outbox import may_forget
-from skerry.records import Context, Item, Prediction, SketchWindow
+from skerry.records import Context, Item, Prediction, SketchWindow, Skip
 
 SEGMENT = 8  # records
 WINDOW = 10  # predictions
@@ -52,20 +52,43 @@ class Spool:
                 self._close(dead_id, dead, boot, now)
                 dead.done = True
 
-    def forget(self, boot_id: str, acked: int) -> list[int]:
-        """Remove whole segments that may go; return their seqs."""
+    def batch(self, boot_id: str, first: int, at_most: int, every_row: bool) -> list[Item]:
+        """Return the run of records from `first`, as the record policy lets them leave."""
+        boot, items = self.boots[boot_id], list[Item]()
+        for seq in range(first, min(boot.upto, first + at_most - 1) + 1):
+            item = boot.items.get(seq)
+            if item is None:
+                break
+            if every_row or not isinstance(item, Prediction):
+                items.append(item)
+            elif items and isinstance(items[-1], Skip):
+                items[-1] = Skip(items[-1].count + 1)
+            else:
+                items.append(Skip(1))
+        return items
+
+    def lose_segment(self, boot_id: str) -> list[int]:
+        """The disk loses the oldest segment of a boot that has another; return its seqs."""
         boot = self.boots[boot_id]
-        gone: list[int] = []
+        last = self._last_of_oldest(boot)
+        if last >= boot.upto:
+            return []
+        return [seq for seq in range(boot.kept_from, last + 1) if boot.items.pop(seq, None)]
+
+    def forget(self, boot_id: str, acked: int) -> dict[int, Item]:
+        """Remove whole segments that may go; return their records."""
+        boot = self.boots[boot_id]
+        gone: dict[int, Item] = {}
         while boot.kept_from <= boot.upto:
-            last = min((boot.kept_from - 1) // SEGMENT * SEGMENT + SEGMENT, boot.upto)
+            last = self._last_of_oldest(boot)
             newest = last >= boot.upto
             if not may_forget(
                 last=last, acked=acked, settled=boot.settled, newest=newest, done=boot.done
             ):
                 break
-            gone += range(boot.kept_from, last + 1)
             for seq in range(boot.kept_from, last + 1):
-                del boot.items[seq]
+                if seq in boot.items:
+                    gone[seq] = boot.items.pop(seq)
             boot.kept_from = last + 1
         return gone
 
@@ -74,10 +97,15 @@ class Spool:
         return boot.done and not boot.items
 
     @staticmethod
+    def _last_of_oldest(boot: Boot) -> int:
+        return min((boot.kept_from - 1) // SEGMENT * SEGMENT + SEGMENT, boot.upto)
+
+    @staticmethod
     def _close(boot_id: str, boot: Boot, into: Boot, now: float) -> None:
         first, last = boot.settled + 1, boot.upto
         if last >= first:
-            counted = sum(isinstance(boot.items[seq], Prediction) for seq in range(first, last + 1))
+            seqs = range(first, last + 1)
+            counted = sum(isinstance(boot.items.get(seq), Prediction) for seq in seqs)
             if into is not boot:
                 into.contexts.append(boot.contexts[0])
             ctx = 0 if into is boot else len(into.contexts) - 1

@@ -5,6 +5,7 @@ to rest, and checks the laws after every event and once more at the end.
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -22,6 +23,7 @@ from tests.flows.laws import LawBroken, Laws
 from tests.flows.ledger import Ledger
 
 DEVICES: Final = 20
+LATE: Final = 2  # of them, enrolled while rollouts run
 STORM_S: Final = 170.0
 PATIENCE_S: Final = 3600.0  # of virtual time, for everything to come to rest
 PROBATION: Final = Probation(min_answered=3, min_seconds=2.0, timeout_s=30.0)
@@ -67,6 +69,9 @@ class World:
         self.fleet = Fleet(self._clock, self._link, rng, ledger, self._releases, self._note)
         self.laws.fleet = self.fleet
         self.devices = [self._make_device(name) for name in names]
+        for device in self.devices:
+            device.every_row = rng.random() < 0.8
+        self.fleet.members += names[:-LATE]
         ledger.keys |= {device.name: device.signer for device in self.devices}  # type: ignore[operator]
         self._fell_back: set[str] = set()
         self._stormy = True
@@ -82,6 +87,12 @@ class World:
             self._traffic(device, 2.0 + 4.0 * self._rng.random())
         self._later(1.0, "operator looks", self._operate)
         self._later(3.0, "fault", self._fault)
+        for device in self.devices[-LATE:]:
+            self._later(
+                80.0 * self._rng.random(),
+                "fleet enrols",
+                partial(self.fleet.members.append, device.name),
+            )
         self._play(lambda: self._clock.now >= EPOCH + STORM_S)
         self._calm()
         if not self._play(self._is_at_rest, EPOCH + STORM_S + PATIENCE_S):
@@ -179,16 +190,13 @@ class World:
         for model, plans in self._plans.items():
             hurry = self._rng.random() < 0.02
             if plans and (hurry or self._are_rollouts_over(model)) and self._stormy:
-                self._submit(plans.pop(0))
+                submit = partial(self.fleet.submit, plans.pop(0))
+                self.fleet.soon(0.0, "fleet is told", submit)
                 return
         for rollout_id, rollout in self.fleet.ledger.rollouts.items():
             action = self._wish(rollout.state, rollout.pause_reason)
             if action is not None:
                 self._tell_fleet(rollout_id, action)
-
-    def _submit(self, plan: Plan) -> None:
-        names = [device.name for device in self.devices]
-        self.fleet.soon(0.0, "fleet is told", lambda: self.fleet.submit(plan, names))
 
     def _wish(self, state: RolloutState, why: PauseReason | None) -> Action | None:
         chance = self._rng.random()
@@ -235,8 +243,9 @@ class World:
             lambda: self.fleet.arm("before_commit"),
             lambda: self.fleet.arm("after_commit"),
             self._storm,
+            device.lose_segment,
         )
-        weights = (2, 2, 2, 2, 2, 0.3, 3, 1, 1, 1, 1, 0.5)
+        weights = (2, 2, 2, 2, 2, 0.3, 3, 1, 1, 1, 1, 0.5, 0.5)
         self._rng.choices(faults, weights)[0]()
 
     def _arm(self, device: Device, point: str) -> None:
