@@ -125,8 +125,10 @@ class Server:
     async def sync(self) -> None:
         """Make records power-safe: after `sync_s`, or earlier when many came."""
         while self._config.sync_s:
+            # not wait_for: in Python 3.11 it can swallow a cancellation
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._many_unsynced.wait(), self._config.sync_s)
+                async with asyncio.timeout(self._config.sync_s):
+                    await self._many_unsynced.wait()
             self._many_unsynced.clear()
             if self._spool.unsynced:
                 await asyncio.to_thread(self._spool.take_sync())
@@ -260,7 +262,8 @@ class _Channel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), CLOSE_S)
+                async with asyncio.timeout(CLOSE_S):
+                    await self._closed.wait()
 
 
 def _load(slot: ServeSlot, threads: int) -> tuple[ServeSlot, Model, CountPlan]:
