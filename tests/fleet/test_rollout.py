@@ -128,7 +128,7 @@ def test_a_stage_by_percent_counts_earlier_stages_in() -> None:
 
 
 @pytest.mark.parametrize("end", [A.FAILED, A.REJECTED, A.TIMED_OUT])
-def test_a_stage_fails_at_its_threshold_and_the_rollout_rolls_back(end: A) -> None:
+def test_a_stage_fails_at_its_threshold_and_the_rollout_rolls_back(end: AssignmentState) -> None:
     desk = desk_with_canaries(min_samples=2)
     desk.report(CANARIES[0], end)
     desk.report(CANARIES[1], end, code="smoke_failed")
@@ -462,7 +462,9 @@ def test_a_device_that_another_rollout_has_taken_over_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "end", [A.ALREADY_INSTALLED, A.SUPERSEDED, A.DECOMMISSIONED], ids=lambda end: str(end)
 )
-def test_a_device_on_which_nothing_of_the_rollout_can_be_is_not_taken_back(end: A) -> None:
+def test_a_device_on_which_nothing_of_the_rollout_can_be_is_not_taken_back(
+    end: AssignmentState,
+) -> None:
     desk = desk_with_canaries()
     desk.report(CANARIES[0], end)
     desk.act(Action.ROLL_BACK)
@@ -570,7 +572,9 @@ def situations() -> list[dict[str, Assignment]]:
 
 @pytest.mark.parametrize("stage_state", StageState)
 @pytest.mark.parametrize("state", RolloutState)
-def test_deciding_is_total_and_takes_only_listed_steps(state: R, stage_state: S) -> None:
+def test_deciding_is_total_and_takes_only_listed_steps(
+    state: RolloutState, stage_state: StageState
+) -> None:
     asked = plan(StagePlan("one", count=2, bake_s=10.0, analysis=AnalysisPlan()), StagePlan("rest"))
     devices = () if stage_state is S.PENDING else ("dev-1", "dev-2")
     stages = (Stage("one", stage_state, devices, since=90.0, reason="so far"), Stage("rest"))
@@ -602,7 +606,7 @@ LEADS_TO = {
 
 @pytest.mark.parametrize("state", RolloutState)
 @pytest.mark.parametrize("action", LEADS_TO)
-def test_an_action_takes_its_listed_step_or_raises(action: Action, state: R) -> None:
+def test_an_action_takes_its_listed_step_or_raises(action: Action, state: RolloutState) -> None:
     rollout = Rollout("r-1", plan(), ("dev-1",), 1, (Stage("all"),), state)
     leads_to, allowed = LEADS_TO[action]
     if state in allowed:

@@ -227,7 +227,7 @@ class Fleet:
             holder = self.ledger.tasks[self.ledger.latest[device, task.slot]]
             view[device] = Assignment(
                 task_id, device, task.state, task.attempt, task.notified_at, task.previous,
-                code=task.code, back=back and back.state, back_at=back.notified_at if back else 0.0,
+                code=task.code, back=None if back is None else back.state, back_at=back.notified_at if back else 0.0,
                 current=holder.rollout == rollout.rollout_id,
             )  # fmt: skip
         return view

@@ -12,31 +12,18 @@ import msgspec
 
 from agent.facts import (
     Acknowledged,
-    Activate,
-    Activated,
     DesiredArrived,
     Discard,
-    Download,
-    Downloaded,
     EffectItem,
     Event,
-    Failed,
     FleetTimeHeard,
     Observe,
     ProbationObserved,
-    Rejected,
     Report,
     Restore,
-    RollBack,
-    RolledBack,
     ServeCrashed,
     ServeUnable,
-    SmokeFailed,
-    Stage,
-    Staged,
     Ticked,
-    Verified,
-    Verify,
 )
 from agent.outbox import Outbox
 from agent.update import Doing, Host, Machine, State, doing, reported, serving
@@ -44,7 +31,6 @@ from skerry.canonical import from_msgpack, to_msgpack
 from skerry.profile import Inventory
 from skerry.records import Context, Item, Prediction
 from skerry.topics import up
-from skerry.trust import DirectorTarget
 from skerry.wire import (
     Ack,
     Batch,
@@ -60,6 +46,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.disk import Crash, Disk, DiskFullError
 from tests.fakes.link import Link
 from tests.fakes.signing import FakeKey, FakeSigner
+from tests.flows.acts import outcome_of
 from tests.flows.catalog import HW_CLASS, VARIANTS, ReleaseTruth
 from tests.flows.central import FLEET_ID, SHARDS
 from tests.flows.spool import Spool
@@ -110,11 +97,11 @@ class Device:
         self.running: dict[str, str] = {}  # slot -> bundle that serves
         self.boot = ""
         self._lives = self._boots = self._messages = self._requests = 0
-        self._clock, self._link, self._rng = clock, link, rng
+        self._clock, self._link, self.rng = clock, link, rng
         self._fleet_keys = {fleet_key.key_id: fleet_key}
-        self._by_path = releases
-        self._by_bundle = {truth.bundle: truth for truth in releases.values()}
-        self._witness, self._note = witness, note
+        self.by_path = releases
+        self.by_bundle = {truth.bundle: truth for truth in releases.values()}
+        self.witness, self._note = witness, note
         self._acked: dict[str, int] = {}  # durable cursors, now and then
         self.disk.before_write = lambda: self._die_if_armed("at_save")
         self.start()
@@ -139,7 +126,7 @@ class Device:
         self._start_serve()
         self._guard(self.machine.resume)
         self.connect()
-        self._soon(TICK_S * self._rng.random(), "ticks", self._tick)
+        self._soon(TICK_S * self.rng.random(), "ticks", self._tick)
 
     def die(self, why: str) -> None:
         """Both processes end without a word."""
@@ -149,7 +136,7 @@ class Device:
         self.up, self.armed = False, ""
         self.crashes += 1
         self.disconnect()
-        self._clock.after(0.5 + 4 * self._rng.random(), f"{self.name} starts", self.start)
+        self._clock.after(0.5 + 4 * self.rng.random(), f"{self.name} starts", self.start)
 
     def crash_serve(self) -> None:
         """The serving process ends by itself, and is started again."""
@@ -189,14 +176,14 @@ class Device:
         self.boot = f"{self.name}-b{self._boots}"
         contexts = []
         for slot, bundle in sorted(self.running.items()):
-            truth = self._by_bundle[bundle]
+            truth = self.by_bundle[bundle]
             contexts.append(Context(slot, truth.model, truth.model_version, bundle, VARIANTS[0]))
         self.spool.start(self.boot, contexts, self._clock.now)
         self._live = dict.fromkeys(self.running, LiveStats())
         for boot_id, boot in self.spool.boots.items():
             self.outbox.found(boot_id, boot.kept_from, boot.upto)
 
-    def _swap(self, slot: str, bundle: str | None) -> None:
+    def swap(self, slot: str, bundle: str | None) -> None:
         if self.running.get(slot) == bundle:
             return
         if bundle is None:
@@ -211,12 +198,12 @@ class Device:
         if not self.up or bundle is None:
             self.refused += 1
             return
-        manner = self._by_bundle[bundle].manner
+        manner = self.by_bundle[bundle].manner
         live = self._live[slot]
-        if manner == "crashes" and self._rng.random() < 0.5:
+        if manner == "crashes" and self.rng.random() < 0.5:
             self.crash_serve()
             return
-        if manner == "errors" and self._rng.random() < 0.3:
+        if manner == "errors" and self.rng.random() < 0.3:
             self._live[slot] = msgspec.structs.replace(live, errors=live.errors + 1)
             return
         self._requests += 1
@@ -231,7 +218,7 @@ class Device:
 
     def save(self, state: State) -> None:
         self.disk.write("state", to_msgpack(state))
-        self._witness.saved(self, state)
+        self.witness.saved(self, state)
 
     def carry_out(self, effect: EffectItem) -> None:
         self._die_if_armed("after_save")
@@ -242,63 +229,20 @@ class Device:
                 wanted = set(keep)
                 self.bundles = {bundle: None for bundle in self.bundles if bundle in wanted}
             case Restore(slot=slot, release=release):
-                self._swap(slot, release.ref.bundle)
+                self.swap(slot, release.ref.bundle)
             case Observe():
                 self._soon(1.0, "observes", lambda: self._observe(effect))
             case _:
-                self._soon(
-                    0.2 + self._rng.random(), type(effect).__name__, lambda: self._do(effect)
-                )
+                self._soon(0.2 + self.rng.random(), type(effect).__name__, lambda: self._do(effect))
 
     def _do(self, effect: EffectItem) -> None:
-        outcome = self._act(effect)
+        outcome = outcome_of(self, effect)
         self._die_if_armed("after_act")
         if outcome is not None:
             self.feed(outcome)
 
-    def _act(self, effect: EffectItem) -> Event | None:
-        """Carry out what takes a while; its outcome."""
-        match effect:
-            case Verify(slot=slot, assignment_id=key, want=want, director=director):
-                if self._rng.random() < self.bad_network:
-                    return Failed(slot, key, "unreachable", "the fleet did not answer")
-                targets = from_msgpack(director["targets.json"], list[DirectorTarget])
-                assigned = next(t for t in targets if t.slot == slot)
-                truth = self._by_path.get(want.target)
-                if truth is None:
-                    return Rejected(slot, key, "unknown_target", f"no {want.target} in the catalog")
-                seen = {"director/targets": int(director["version"]), "catalog/targets": 1}
-                return Verified(slot, key, assigned, truth.released, seen)
-            case Download(slot=slot, assignment_id=key, release=release):
-                if self._rng.random() < self.bad_network:
-                    return Failed(slot, key, "unreachable", "the fleet did not answer")
-                self.bundles[release.ref.bundle] = None
-                return Downloaded(slot, key, list(VARIANTS))
-            case Stage(slot=slot, assignment_id=key, release=release, variant=variant):
-                manner = self._by_bundle[release.ref.bundle].manner
-                if manner == "smoke" or (manner == "first_variant" and variant == VARIANTS[0]):
-                    return SmokeFailed(slot, key, variant, "golden_set", "12 of 40 disagree")
-                if release.ref.bundle not in self.bundles:
-                    return Failed(slot, key, "gone", "the bundle is not here")
-                self.smoked[release.ref.bundle] = None
-                return Staged(slot, key, variant)
-            case Activate(slot=slot, assignment_id=key, release=release):
-                if not self._is_under_way(slot, key, Doing.ACTIVATING):
-                    return None  # the installer was told to stop meanwhile
-                if release.ref.bundle not in self.bundles:
-                    return Failed(slot, key, "gone", "the bundle is not here")
-                self._witness.activated(self, slot, release.ref.bundle)
-                self._swap(slot, release.ref.bundle)
-                return Activated(slot, key)
-            case RollBack(slot=slot, assignment_id=key, release=release):
-                if not self._is_under_way(slot, key, Doing.ROLLING_BACK):
-                    return None
-                self._swap(slot, release.ref.bundle if release else None)
-                return RolledBack(slot, key)
-        raise AssertionError(effect)
-
     def _observe(self, effect: Observe) -> None:
-        if not self._is_under_way(effect.slot, effect.assignment_id, Doing.PROBATION):
+        if not self.is_under_way(effect.slot, effect.assignment_id, Doing.PROBATION):
             return
         live = self._live.get(effect.slot, LiveStats())
         since = self.machine.state.slots[effect.slot].work
@@ -307,7 +251,7 @@ class Device:
         self.feed(ProbationObserved(effect.slot, effect.assignment_id, live))
         self._soon(2.0, "observes", lambda: self._observe(effect))
 
-    def _is_under_way(self, slot: str, assignment_id: str, activity: Doing) -> bool:
+    def is_under_way(self, slot: str, assignment_id: str, activity: Doing) -> bool:
         known = self.machine.state.slots.get(slot)
         work = known and known.work
         return bool(
@@ -349,7 +293,7 @@ class Device:
 
     def _report(self) -> None:
         body = reported(self.machine.state, INVENTORY)
-        self._witness.said(self, body)
+        self.witness.said(self, body)
         self._send("reported", body)
 
     def _receive(self, topic: str, payload: bytes) -> None:
@@ -372,13 +316,13 @@ class Device:
             cursor = self.outbox.cursors[boot_id]
             gone = self.spool.forget(boot_id, cursor.acked)
             if gone:
-                self._witness.forgot(self, boot_id, gone)
+                self.witness.forgot(self, boot_id, gone)
                 self.outbox.found(boot_id, self.spool.boots[boot_id].kept_from, cursor.upto)
             if self.spool.is_empty(boot_id):
                 del self.spool.boots[boot_id]
                 self.outbox.forgotten(boot_id)
                 self._acked.pop(boot_id, None)
-            elif self._rng.random() < 0.3:
+            elif self.rng.random() < 0.3:
                 self._acked[boot_id] = cursor.acked
         self.feed(FleetTimeHeard(ack.now))
         if ack.reported:

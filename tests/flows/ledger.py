@@ -130,7 +130,7 @@ class Ledger:
 
     def assignment(self, assignment_id: str) -> AssignmentRecord | None:
         task = self.tasks.get(assignment_id)
-        return task and AssignmentRecord(assignment_id, task.device, task.path)
+        return None if task is None else AssignmentRecord(assignment_id, task.device, task.path)
 
     def put_steps(self, report: AssignmentReport, steps: Sequence[Step], now: float) -> None:
         task = self.tasks[report.assignment_id]

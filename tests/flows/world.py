@@ -157,7 +157,8 @@ class World:
 
     def _make_plans(self, model: str) -> list[Plan]:
         """The first release to all, then others by canary, then perhaps an old one again."""
-        rng, made = self._rng, []
+        rng = self._rng
+        made: list[Plan] = []
         for truth in self._history[model]:
             stages: tuple[StagePlan, ...] = (StagePlan("all", success_threshold=0.5),)
             if made:
