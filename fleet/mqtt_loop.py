@@ -87,8 +87,11 @@ class Link:
         self._client.publish(topic, payload, qos=1, retain=retain)
 
     def ack(self, generation: int, mid: int) -> None:
-        """Acknowledge a message to the broker, unless it came over an earlier connection."""
-        if generation == self.generation:
+        """Acknowledge a message to the broker, unless it came over an earlier connection.
+
+        A message of QoS 0 has the packet id 0, and a broker breaks with who acknowledges that.
+        """
+        if generation == self.generation and mid != 0:
             self._client.ack(mid, 1)
 
     def close(self) -> None:
