@@ -28,10 +28,11 @@ from agent.serve_protocol import (
 from skerry.canonical import to_json
 from skerry.errors import FormatError, SkerryError
 
-__all__ = ["Child", "StartFailed"]
+__all__ = ["CONFIG_PREFIX", "Child", "StartFailed"]
 
 log = logging.getLogger(__name__)
 
+CONFIG_PREFIX: Final = ".serve-"
 READ_BYTES: Final = 1 << 16
 
 
@@ -65,7 +66,7 @@ class Child:
         Raises:
             StartFailed: it ended, said that it cannot, or took too long.
         """
-        fd, name = tempfile.mkstemp(prefix=".serve-", suffix=".json", dir=folder)
+        fd, name = tempfile.mkstemp(prefix=CONFIG_PREFIX, suffix=".json", dir=folder)
         with os.fdopen(fd, "wb") as file:
             file.write(to_json(config))
         ours, theirs = socket.socketpair()

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from agent.child import Child, StartFailed
+from agent.child import CONFIG_PREFIX, Child, StartFailed
 from agent.serve_protocol import Accept, Drain, ServeConfig, ServeSlot, Settings, SlotStats
 from skerry.errors import ConflictError, UnreachableError
 from skerry.wire import LiveStats
@@ -83,6 +83,8 @@ class Supervisor:
         crashed: Callable[[], None],
         unable: Callable[[str], None],
     ) -> None:
+        for left in folder.glob(f"{CONFIG_PREFIX}*"):
+            left.unlink(missing_ok=True)
         self._listener = listener
         self._config = config
         self._folder = folder
@@ -210,7 +212,7 @@ class Supervisor:
             while True:
                 if failures and failures % FAILED_STARTS == 0:
                     self._unable(f"it did not start {failures} times in a row: {reason}")
-                if failures:
+                if failures > 1:
                     await asyncio.sleep(min(0.25 * 2.0**failures, RESTART_CAP_S))
                 try:
                     new = await self._start(self._wanted)
