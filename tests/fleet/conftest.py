@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from fleet.registry import Claim, DeviceRecord
+from fleet.schema import METADATA
 from fleet.store import Store, open_store
 from skerry.states import DeviceState
 from tests.fakes.postgres import postgres_server
@@ -23,21 +24,48 @@ def postgres() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> str:
+    """A second database of the server, which keeps its tables."""
+    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE migrated"))
+    engine.dispose()
+    url = postgres.replace("/postgres?", "/migrated?")
+    open_store(url).close()
+    return url
+
+
 ON_BOTH = ("sqlite", pytest.param("postgres", marks=pytest.mark.postgres))
 
 
 @pytest.fixture(params=ON_BOTH)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database."""
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database without any table."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'fleet.db'}"
     url: str = request.getfixturevalue("postgres")
+    _execute(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return url
+
+
+@pytest.fixture(params=ON_BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database without any row."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    url: str = request.getfixturevalue("migrated_postgres")
+    # much quicker than to migrate each time
+    _execute(url, f"TRUNCATE {', '.join(METADATA.tables)} RESTART IDENTITY CASCADE")
+    return url
+
+
+def _execute(url: str, *statements: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
+        for statement in statements:
+            connection.execute(text(statement))
     engine.dispose()
-    return url
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from fleet.schema import METADATA
 from skerry.errors import RefusedError, UnreachableError, UsageError
 
 
-def test_migrations_make_exactly_the_schema(database_url: str) -> None:
-    database = open_database(database_url)
+def test_migrations_make_exactly_the_schema(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
     with database.write() as connection:
         # SQLite gives an empty text back in other quotes than it was given
         options = {"compare_server_default": connection.dialect.name != "sqlite"}
@@ -30,9 +30,9 @@ def test_migrations_make_exactly_the_schema(database_url: str) -> None:
     database.close()
 
 
-def test_opening_again_changes_nothing(database_url: str) -> None:
-    open_database(database_url).close()
-    database = open_database(database_url)
+def test_opening_again_changes_nothing(empty_database_url: str) -> None:
+    open_database(empty_database_url).close()
+    database = open_database(empty_database_url)
     with database.write() as connection:
         upgrade(connection)
         assert MigrationContext.configure(connection).get_current_revision() is not None
@@ -48,13 +48,13 @@ def test_migrations_form_one_line() -> None:
     engine.dispose()
 
 
-def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
-    database = open_database(database_url)
+def test_a_database_of_a_newer_version_is_left_alone(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
     with database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
     with pytest.raises(RefusedError, match="newer Skerry"):
-        open_database(database_url)
+        open_database(empty_database_url)
 
 
 def test_half_a_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
