@@ -1,10 +1,12 @@
-"""Draw the state machines of `skerry.states` into docs/reference/states.md, from the tables themselves.
+"""Draw the state machines of `skerry.states` into the documents, from the tables themselves.
 
-With `--check` it only says whether the page in the tree is current. A step that nearly every state may
+docs/reference/states.md shows all of them; docs/ideas/rollout.md shows some, between two marks.
+With `--check` it only says whether the pages in the tree are current. A step that nearly every state may
 take (to `canceled`, say) is told in a sentence below the diagram, so that the diagram shows the way.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -13,7 +15,10 @@ from typing import Any
 
 from skerry import states
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "states.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "reference" / "states.md"
+MARKED = (DOCS / "ideas" / "rollout.md",)
+MARK = re.compile(r"(<!-- states: (\w+) -->\n).*?(<!-- end of states -->)", re.DOTALL)
 CROWD = 5  # a step taken by so many states leaves the diagram for a sentence
 
 Table = Mapping[Any, frozenset[Any]]  # of one enumeration, which the second half of a pair names
@@ -39,14 +44,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only say whether the page is current")
     options = parser.parse_args()
-    text = "\n".join([HEAD, *(section(name, *machine) for name, machine in MACHINES.items())])
-    if not options.check:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(text)
-    elif not PAGE.exists() or PAGE.read_text() != text:
-        print("docs/reference/states.md is not current; run: .venv/bin/python tools/draw_states.py")
+    wanted = {
+        PAGE: "\n".join([HEAD, *(section(name, *machine) for name, machine in MACHINES.items())])
+    }
+    wanted |= {page: MARK.sub(between_marks, page.read_text()) for page in MARKED}
+    stale = [page for page, text in wanted.items() if not page.exists() or page.read_text() != text]
+    if options.check and stale:
+        names = ", ".join(str(page.relative_to(DOCS.parent)) for page in stale)
+        print(f"{names}: not current; run: .venv/bin/python tools/draw_states.py")
         return 1
+    for page in stale:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(wanted[page])
     return 0
+
+
+def between_marks(mark: re.Match[str]) -> str:
+    """The marks, with the named machine's drawing between them."""
+    return f"{mark[1]}{section(mark[2], *MACHINES[mark[2]]).replace('## ', '### ', 1)}{mark[3]}"
 
 
 def section(name: str, table: Table, kind: type[StrEnum]) -> str:

@@ -1,4 +1,4 @@
-"""A link and a broker in memory: they lose, duplicate, delay and reorder, as they like.
+"""A link and a broker in memory: they lose, duplicate, damage, delay and reorder, as they like.
 
 Each copy of a message has a delay of its own, and that is what reorders. The last
 `retain`ed message per topic is handed to whoever connects; now and then it is an older
@@ -20,6 +20,7 @@ class Weather:
 
     lose: float = 0.0
     duplicate: float = 0.0
+    corrupt: float = 0.0
     stale: float = 0.0  # of a retained message: the one before it is handed out
     forget: float = 0.0  # of a retained message: nothing is handed out
     delay_s: float = 0.05
@@ -34,6 +35,7 @@ class Link:
         self.weather = weather
         self.lost = 0
         self.duplicated = 0
+        self.corrupted = 0
         self.straggled = 0
         self.in_flight = 0
         self._clock = clock
@@ -77,6 +79,10 @@ class Link:
         return kept[-1]
 
     def _carry(self, who: str, topic: str, payload: bytes) -> None:
+        if payload and self._rng.random() < self.weather.corrupt:
+            self.corrupted += 1
+            at = self._rng.randrange(len(payload))
+            payload = payload[:at] + bytes([payload[at] ^ 0x20]) + payload[at + 1 :]
         delay = self._rng.random() * 2 * self.weather.delay_s
         if self._rng.random() < self.weather.straggle:
             self.straggled += 1

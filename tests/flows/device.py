@@ -28,6 +28,7 @@ from agent.facts import (
 from agent.outbox import Outbox
 from agent.update import Doing, Host, Machine, State, doing, reported, serving
 from skerry.canonical import from_msgpack, to_msgpack
+from skerry.errors import FormatError, TrustError
 from skerry.profile import Inventory
 from skerry.records import Context, Item, Prediction
 from skerry.topics import up
@@ -90,6 +91,7 @@ class Device:
         self.connected = False
         self.crashes = 0
         self.refused = 0  # requests that nobody answered
+        self.turned_away = 0  # messages damaged, or meant for others
         self.armed = ""  # at_save, after_save or after_act
         self.every_row = True  # the record policy: predictions leave, or only windows do
         self.lost: set[tuple[str, int]] = set()  # records that the disk has lost
@@ -264,14 +266,14 @@ class Device:
         if not self.up or self.connected:
             return
         self.connected = True
-        self._link.listen(self.name, self._receive)
+        self._link.listen(self.name, self.receive)
         self.outbox.connected()
         state = self.machine.state
         hello = Hello("0.1.0", state.desired_version, state.reported_version)
         self._send("hello", hello)
         kept = self._link.retained(f"desired/{self.name}")
         if kept is not None:
-            self._soon(0.1, "retained desired", lambda: self._receive("desired", kept))
+            self._soon(0.1, "retained desired", lambda: self.receive("desired", kept))
         if state.reported_version > state.acked_version:
             self._report()
         self._pump()
@@ -296,12 +298,15 @@ class Device:
         self.witness.said(self, body)
         self._send("reported", body)
 
-    def _receive(self, topic: str, payload: bytes) -> None:
+    def receive(self, topic: str, payload: bytes) -> None:
         if not self.up:
             return
-        down, body = open_down(
-            payload, self._fleet_keys, device=self.name, now=self._clock.now  # type: ignore[arg-type]
-        )  # fmt: skip
+        keys, now = self._fleet_keys, self._clock.now
+        try:
+            down, body = open_down(payload, keys, device=self.name, now=now)  # type: ignore[arg-type]
+        except (TrustError, FormatError):
+            self.turned_away += 1
+            return
         match body:
             case Desired():
                 self.feed(DesiredArrived(down.version, body))
@@ -342,7 +347,7 @@ class Device:
                 body = Batch(first, boot.contexts, items, dropped_before)
                 self._send("telemetry", body, boot_id, first)
                 self.outbox.sent(boot_id, first, body.last, self._clock.now)
-            elif cursor.acked >= first - 1:
+            elif max(cursor.acked, cursor.kept_from - 1) >= first - 1:
                 # the disk has lost what comes next, and all before it is stored
                 boot.kept_from = min(seq for seq in boot.items if seq > first)
                 self.outbox.found(boot_id, boot.kept_from, boot.upto)

@@ -54,6 +54,7 @@ class World:
             duplicate=rng.choice((0.02, 0.1, 0.3)),
             straggle=rng.choice((0.02, 0.1)),
             straggle_s=rng.choice((3.0, 25.0)),
+            corrupt=rng.choice((0.0, 0.02)),
             stale=0.3,
             forget=0.2,
         )
@@ -245,8 +246,9 @@ class World:
             lambda: self.fleet.arm("after_commit"),
             self._storm,
             device.lose_segment,
+            lambda: self._mix_up(device),
         )
-        weights = (2, 2, 2, 2, 2, 0.3, 3, 1, 1, 1, 1, 0.5, 0.5)
+        weights = (2, 2, 2, 2, 2, 0.3, 3, 1, 1, 1, 1, 0.5, 0.5, 1)
         self._rng.choices(faults, weights)[0]()
 
     def _arm(self, device: Device, point: str) -> None:
@@ -261,6 +263,12 @@ class World:
         self._note(f"{device.name} is cut off")
         device.disconnect()
         self._later(20 * self._rng.random(), f"{device.name} reconnects", device.connect)
+
+    def _mix_up(self, device: Device) -> None:
+        """The broker hands a device what is meant for another."""
+        other = self._link.retained(f"desired/{self._rng.choice(self.devices).name}")
+        if other is not None:
+            device.receive("desired", other)
 
     def _fill_disk(self, device: Device) -> None:
         def empty() -> None:
@@ -290,13 +298,14 @@ class World:
         """No more faults; what is broken is mended."""
         self._note("calm")
         self._stormy = False
-        for name in ("lose", "duplicate", "straggle", "stale", "forget"):
+        for name in ("lose", "duplicate", "corrupt", "straggle", "stale", "forget"):
             setattr(self._weather, name, 0.0)
         self.fleet.arm("")
         for device in self.devices:
             device.armed, device.disk.writes_left, device.bad_network = "", None, 0.0
             device.connect()
-        self.faults += self._link.lost + self._link.duplicated + self._link.straggled
+        link = self._link
+        self.faults += link.lost + link.duplicated + link.corrupted + link.straggled
 
     def _is_at_rest(self) -> bool:
         return (
