@@ -229,7 +229,9 @@ class Spooler:
     def _jump(self, name: str, boot: _Boot, first: int) -> None:
         """Go on behind numbers that a broken disk has lost, once what lies before is stored."""
         later = next((s for s in boot.segments if s.first > first), None)
-        if later is not None and self._outbox.cursors[name].acked >= first - 1:
+        cursor = self._outbox.cursors[name]
+        # what is gone was stored, whether or not the cursor from before a restart knows it
+        if later is not None and max(cursor.acked, cursor.kept_from - 1) >= first - 1:
             log.warning("boot %s: records %d to %d are gone", name, first, later.first - 1)
             self._outbox.found(name, later.first, 0)
 
