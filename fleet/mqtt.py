@@ -123,7 +123,7 @@ class Sender:
 class _Delivery:
     link: Link
     generation: int
-    mid: int
+    mid: int | None  # None for QoS 0, which nobody acknowledges
     message: Message
 
 
@@ -159,7 +159,8 @@ class IngestWorker:
             link.drop()  # unacknowledged, so the broker keeps it and delivers it again
             return
         taken = Message(message.topic, bytes(message.payload))
-        self._queue.put(_Delivery(link, link.generation, message.mid, taken))
+        mid = message.mid if message.qos else None
+        self._queue.put(_Delivery(link, link.generation, mid, taken))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -211,7 +212,8 @@ class IngestWorker:
     def _done(self, batch: list[_Delivery]) -> None:
         def acknowledge() -> None:
             for delivery in batch:
-                delivery.link.ack(delivery.generation, delivery.mid)
+                if delivery.mid is not None:
+                    delivery.link.ack(delivery.generation, delivery.mid)
 
         if self._loop is not None:
             self._loop.post(acknowledge)

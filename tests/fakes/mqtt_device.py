@@ -42,9 +42,9 @@ class MqttDevice:
             open_down(message.payload, self._keys, device=self.device, now=time.time())
         )
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, qos: int = 1) -> None:
         until("a connection", self._client.is_connected)
-        self._client.publish(message.topic, message.payload, qos=1).wait_for_publish(10)
+        self._client.publish(message.topic, message.payload, qos=qos).wait_for_publish(10)
 
     @property
     def upto(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from fleet.ingest import Ingest, Message
 from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.store import Store
 from skerry.keys import Signer
-from skerry.wire import Ack, Cmd, Desired, Hello, Policy
+from skerry.wire import Ack, Cmd, Desired, Health, Hello, Policy
 from tests.fakes.mqtt_device import MqttDevice, until
 from tests.fakes.reporter import FLEET, SHARDS, Reporter
 
@@ -221,6 +221,17 @@ def test_desired_and_policy_are_retained_and_commands_are_not(
     wired.sender.cmd("dev-01", Cmd("c-2", "restart"), time.time() + 60)
     until("a command", lambda: late.heard[-1][0].id == "c-2")
     late.close()
+
+
+def test_health_without_quality_of_service_is_heard_and_not_acknowledged(
+    store: Store, wired: Wired, device: MqttDevice, enrol: Enrol
+) -> None:
+    voice = enrol("dev-01")
+    device.send(voice.say("health", Health(outbox_records=7)), qos=0)
+    until("the news", lambda: store.devices.views()[0].outbox_records == 7)
+    device.send(voice.predictions(1, 2))
+    until("an ack", lambda: device.upto == {"boot-1": 2})
+    assert wired.mqtt.connected
 
 
 def test_acks_that_wait_are_merged(signer: Signer) -> None:
