@@ -135,7 +135,7 @@ class Queries:
             created_at=row.created_at,
             updated_at=row.updated_at,
             revision=row.revision,
-            plan=msgspec.to_builtins(body.plan),
+            plan=_whole(body.plan),
             stages=[
                 StageView(
                     name=stage.name,
@@ -253,6 +253,13 @@ class Queries:
                 lost_at_most=int(lost),
                 refused={reason: int(count) for reason, count in refused},
             )
+
+
+def _whole(value: Any) -> Any:
+    """Return a struct as JSON would have it, with the fields that storing leaves out."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _whole(getattr(value, name)) for name in value.__struct_fields__}
+    return [_whole(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _device(row: AnyRow, now: float) -> DeviceView:

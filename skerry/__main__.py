@@ -29,12 +29,12 @@ COMMANDS: Final = {
         "compiler.cli_release:publish", "compiler", "Hand a signed bundle to a fleet."
     ),
     "fleet": Entry("fleet.cli:fleet", "fleet", "Set up and run a fleet service."),
-    "models": Entry("fleet.cli:models", "fleet", "Show models and their versions."),
-    "rollout": Entry("fleet.cli:rollout", "fleet", "Create, watch, pause and undo rollouts."),
-    "devices": Entry("fleet.cli:devices", "fleet", "Enrol and show devices."),
-    "drift": Entry("fleet.cli:drift", "fleet", "Show what drifted, where, by how much."),
-    "alerts": Entry("fleet.cli:alerts", "fleet", "Show and acknowledge alerts."),
-    "policy": Entry("fleet.cli:policy", "fleet", "Show or set what devices record."),
+    "models": Entry("fleet.cli_operate:models", "fleet", "Show models and their versions."),
+    "rollout": Entry("fleet.cli_operate:rollout", "fleet", "Create, watch, pause and undo rollouts."),
+    "devices": Entry("fleet.cli_operate:devices", "fleet", "Enrol and show devices."),
+    "drift": Entry("fleet.cli_operate:drift", "fleet", "Show what drifted, where, by how much."),
+    "alerts": Entry("fleet.cli_operate:alerts", "fleet", "Show and acknowledge alerts."),
+    "policy": Entry("fleet.cli_operate:policy", "fleet", "Show or set what devices record."),
     "demo": Entry("devices.cli:demo", "dev", "Tell the whole story on real digits."),
 }
 

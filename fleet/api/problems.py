@@ -59,7 +59,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         if error.status < 400 or error.content_type != "text/plain":
             raise
-        return problem(error.status, error.reason, code=error.reason.lower().replace(" ", "_"))
+        code = error.reason.lower().replace(" ", "_")
+        if error.status == web.HTTPNotFound.status_code:
+            detail = f"there is nothing at {request.path[:200]} on the operators' address"
+            return problem(error.status, detail, code=code, exit_code=NotFoundError.exit_code)
+        detail = f"{request.method} {request.path[:200]}: {error.reason.lower()}"
+        return problem(error.status, detail, code=code, exit_code=RefusedError.exit_code)
     except ConnectionError:
         raise  # the other side left; nobody is there to read a document
     except Exception:

@@ -108,7 +108,8 @@ async def move_device(request: web.Request) -> web.Response:
 @routes.get("/api/v1/policy")
 async def policy(request: web.Request) -> web.Response:
     """Show the policy that holds for every device."""
-    return answer(await in_thread(request.app[BACKEND].commands.policy))
+    found = await in_thread(request.app[BACKEND].commands.policy)
+    return answer(msgspec.structs.asdict(found))  # on the wire, defaults are left out
 
 
 @routes.put("/api/v1/policy")
@@ -129,7 +130,7 @@ async def set_policy(request: web.Request) -> web.Response:
         policy = msgspec.convert({**msgspec.to_builtins(old), **changes}, Policy)
     except msgspec.ValidationError as error:
         raise UsageError(f"expected a policy: {error}") from None
-    return answer(await _command(request, Commands.set_policy, policy))
+    return answer(msgspec.structs.asdict(await _command(request, Commands.set_policy, policy)))
 
 
 @routes.post("/api/v1/alerts/{alert}/acknowledge")

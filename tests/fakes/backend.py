@@ -1,19 +1,42 @@
-"""A service behind the operator API without broker or devices: a real store, seeded by hand."""
+"""A service behind the operator API without broker or devices: a real store, seeded by hand.
 
+`with_commands` gives it the real commands, engine and trust, `listening` a real address.
+"""
+
+import asyncio
+import contextlib
+import functools
+import io
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from aiohttp import web
+
 from fleet import schema
+from fleet.api import make_app
+from fleet.commands import Commands
+from fleet.dispatch import Dispatcher
+from fleet.engine import Engine
+from fleet.mqtt import Sender
 from fleet.plan import Plan
+from fleet.registry import Registry
 from fleet.rollout import draft
 from fleet.store import Store, open_store
+from fleet.watch import DriftWatch
+from skerry.bundle import read_bundle
 from skerry.canonical import to_json, to_msgpack
 from skerry.counting import count_categorical
+from tests.fakes.releases import readable_bundle
+from tests.fakes.trusted import TrustedFleet
 from tests.fakes.windows import BASELINE, CLASSES, FakeDevice
 
-__all__ = ["BUNDLE", "TOKEN", "FakeBackend", "seed"]
+__all__ = ["BUNDLE", "TOKEN", "FakeBackend", "listening", "new_store", "seed", "with_commands"]
 
 TOKEN: Final = "an-operators-token"
 BUNDLE: Final = "sha256:" + "ab" * 32
@@ -32,9 +55,23 @@ class FakeBackend:
     is_ready: bool = True
 
 
+@functools.cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        open_store(f"sqlite:///{folder}/fleet.db").close()
+        return (Path(folder) / "fleet.db").read_bytes()
+
+
+def new_store(path: Path) -> Store:
+    """Return an empty store; migrating takes a second, so it is done once."""
+    (path / "fleet.db").write_bytes(_migrated())
+    return open_store(f"sqlite:///{path / 'fleet.db'}")
+
+
 def seed(path: Path) -> FakeBackend:
     """Return a backend with two devices, a release, a rollout, windows, drift and an alert."""
-    store = open_store(f"sqlite:///{path / 'fleet.db'}")
+    store = new_store(path)
+    bundle = read_bundle(io.BytesIO(readable_bundle("1.1.0")))
     plan = Plan(model="reader", model_version="1.1.0", publisher="acme", slot="reader")
     rollout = draft("reader-1-1-0-abc", plan, ["harbour-01", "harbour-02"], NOW)
     window = FakeDevice("harbour-01", 1).window(NOW, bundle=BUNDLE)
@@ -58,8 +95,8 @@ def seed(path: Path) -> FakeBackend:
         add(
             schema.releases, target=plan.target, publisher="acme", model="reader",
             model_version="1.1.0", bundle=BUNDLE, length=1, release_counter=1, hw_classes='["any"]',
-            min_agent="0.1.0", may_fall_back_to="[]", manifest='{"variants":[{"id":"int8-cpu"}]}',
-            evaluation="{}", baseline=to_msgpack(BASELINE), published_at=NOW,
+            min_agent="0.1.0", may_fall_back_to="[]", manifest=to_json(bundle.manifest).decode(),
+            evaluation=bundle.blobs[bundle.manifest.evaluation.digest].decode(), baseline=to_msgpack(BASELINE), published_at=NOW,
         )  # fmt: skip
         add(
             schema.rollouts, rollout=rollout.rollout_id, model="reader", model_version="1.1.0",
@@ -102,3 +139,64 @@ def seed(path: Path) -> FakeBackend:
             raised_at=NOW, updated_at=NOW,
         )  # fmt: skip
     return FakeBackend(store)
+
+
+def with_commands(backend: FakeBackend, trusted: TrustedFleet) -> FakeBackend:
+    """Give a backend real commands, and every release that the catalog has.
+
+    What is sent to devices goes to a sender that no broker listens to.
+    """
+    store = backend.store
+    dispatcher = Dispatcher(trusted.director, store.releases)
+    sender = Sender("demo", trusted.keys.message)
+    engine = Engine(
+        store,
+        dispatcher,
+        sender,
+        DriftWatch(store, windows=35),
+        drift_every_s=1.0,
+        keep_predictions_s=1e9,
+        keep_windows_s=1e9,
+    )
+    backend.catalog = trusted.catalog
+    backend.commands = Commands(
+        store=store,
+        dispatcher=dispatcher,
+        engine=engine,
+        sender=sender,
+        registry=Registry(
+            store.devices,
+            trusted.authority,
+            lambda: (trusted.catalog.root, trusted.director.root),
+        ),
+        bundles=trusted.bundles,
+        catalog=trusted.catalog,
+        fleet_url="http://127.0.0.1:8441",
+        clock=lambda: datetime.now(UTC),
+    )
+    backend.commands.reconcile()
+    return backend
+
+
+@contextlib.contextmanager
+def listening(backend: FakeBackend) -> Iterator[str]:
+    """Serve the operators' application in a thread of its own, and give its address."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(make_app(backend), shutdown_timeout=0.1)
+
+    async def start() -> str:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        return f"http://{host}:{port}"
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
