@@ -25,7 +25,7 @@ from skerry.errors import FormatError, InvalidTransition, TrustError
 from skerry.keys import PublicKey
 from skerry.records import Context, Item, Skip, width
 from skerry.sketch import ColumnSpec
-from skerry.states import ASSIGNMENT, AssignmentState, advance
+from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, advance
 from skerry.topics import UpTopic, parse_up
 from skerry.wire import (
     Ack,
@@ -318,7 +318,9 @@ class Ingest:
             try:
                 steps = replay(record.path, report)
             except InvalidTransition:
-                refuse("unlisted_step")
+                # the fleet may have ended it while the device went on: that is no offence
+                over = record.path[-1] in ASSIGNMENT_ENDS
+                refuse("step_after_end" if over else "unlisted_step")
                 continue
             tx.put_steps(report, steps, now)
         tx.put_reported(device, reported, now)

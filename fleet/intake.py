@@ -21,11 +21,12 @@ from skerry.sketch import (
     NumericSpec,
     check_column,
 )
-from skerry.wire import Reported, Result, Up
+from skerry.wire import LiveStats, Reported, Result, Up
 
 __all__ = ["check_envelope", "check_reported", "check_result", "sound_items"]
 
 MAX_TEXT: Final = 128  # characters of an id, a name or a version
+MAX_PLATFORM: Final = 100  # characters; hw_class adds a flag to it
 MAX_MESSAGE: Final = 4096  # characters of a text for people
 MAX_INT: Final = (1 << 63) - 1  # what both databases keep in a column
 MAX_COLUMNS: Final = 128
@@ -83,7 +84,9 @@ def sound_items(
 
 def check_reported(reported: Reported) -> bool:
     """Tell whether a reported state keeps its bounds."""
-    if not 0 < reported.version <= MAX_INT or len(reported.slots) > MAX_SLOTS:
+    if not 0 < reported.version <= MAX_INT or not _is_count(reported.desired_version):
+        return False
+    if len(reported.slots) > MAX_SLOTS or not _is_plain(reported.inventory.platform):
         return False
     if len(reported.assignments) > MAX_ASSIGNMENTS:
         return False
@@ -97,6 +100,7 @@ def check_reported(reported: Reported) -> bool:
         and all(math.isfinite(step.at) for step in report.path)
         and all(_is_text(t or "-") for t in (report.variant, report.phase, report.effect))
         and _is_text(report.code or "-")
+        and (report.live is None or _is_sound_live(report.live))
         and len(report.message or "") <= MAX_MESSAGE
         and "\x00" not in (report.message or "")
         for report in reported.assignments
@@ -139,6 +143,15 @@ def _own_spec(column: Column) -> ColumnSpec:
     if isinstance(column, CategoricalCounts):
         return CategoricalSpec(values=[""] * len(column.counts))
     return NumericSpec(edges=[0.0] * (min(len(column.bins), MAX_BINS + 1) + 1))
+
+
+def _is_sound_live(live: LiveStats) -> bool:
+    times = (live.p50_us or 0.0, live.p99_us or 0.0, live.seconds)
+    return all(map(math.isfinite, times)) and _is_count(live.answered) and _is_count(live.errors)
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= MAX_PLATFORM and text.isprintable()
 
 
 def _is_text(text: str) -> bool:

@@ -115,8 +115,9 @@ class Sender:
                     make = _maker(self._signer, device, body)
                 else:
                     return
+            payload = make()
             self._under_way += 1
-            self.link.publish(topic.partition("#")[0], make(), retain=retain)
+            self.link.publish(topic.partition("#")[0], payload, retain=retain)
 
 
 @dataclass(slots=True)

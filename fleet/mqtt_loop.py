@@ -215,6 +215,7 @@ class MqttLoop:
                 for link in self._links:
                     self._guarded(link.tend, self._host, self._port, now)
             self._wait(0.02 if any(link.socket() is None for link in self._links) else TICK_S)
+        self._wait(0.0)  # what was posted last is done
         for link in self._links:
             self._guarded(link.close)
 

@@ -145,7 +145,7 @@ class DeviceStore:
                     certificate=record.certificate,
                     certificate_expires=record.certificate_expires.timestamp(),
                     inventory=to_json(record.inventory).decode(),
-                    hw_class=hw_class(record.inventory),
+                    hw_class="".join(filter(str.isprintable, hw_class(record.inventory)))[:128],
                     enrolled_at=at,
                 )
             )

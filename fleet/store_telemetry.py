@@ -201,7 +201,7 @@ class TelemetryTransaction:
         match body:
             case Hello():
                 row.update(
-                    agent=body.agent[:128],
+                    agent="".join(filter(str.isprintable, body.agent[:128])),
                     desired_version=_bounded(body.desired_version),
                     outbox_records=_bounded(body.outbox_records),
                     outbox_bytes=_bounded(body.outbox_bytes),

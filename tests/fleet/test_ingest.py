@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import msgspec
 import pytest
@@ -12,12 +13,14 @@ from fleet.ingest import Ingest, Message, above_cursor, replay
 from fleet.store import Store
 from skerry.errors import InvalidTransition
 from skerry.keys import Signer
+from skerry.profile import Inventory
 from skerry.records import Context, Loss, Skip
 from skerry.sketch import CategoricalCounts
-from skerry.wire import Ack, Batch, Hello, Result
+from skerry.wire import Ack, Batch, Hello, LiveStats, ReleaseRef, Reported, Result
 from tests.fakes.reporter import (
     BUNDLE,
     FLEET,
+    INVENTORY,
     SHARDS,
     Reporter,
     prediction,
@@ -367,6 +370,37 @@ def test_reports_of_unknown_assignments_are_counted(
     ingest.take([device.reported(1, report("a-1", "downloading"))], 1000.0)
     assert refused(store) == {("dev-01", "unknown_assignment"): 1}
     assert heard.acks[-1][1].reported == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Reported(1, {}, [], Inventory(platform="x" * 200)),
+        Reported(1, {}, [], INVENTORY, desired_version=1 << 63),
+        Reported(0, {}, [], INVENTORY),
+        Reported(1, {"reader": ReleaseRef("a\x00", "1", "b", "c")}, [], INVENTORY),
+        Reported(1, {}, [report("a-1", "downloading", live=LiveStats(seconds=inf))], INVENTORY),
+        Reported(1, {}, [report("a-1", *["downloading"] * 65)], INVENTORY),
+        Reported(1, {}, [report("a-1", "downloading", message="x" * 5000)], INVENTORY),
+    ],
+)
+def test_a_malformed_reported_is_counted_and_stops_nothing(
+    ingest: Ingest, store: Store, heard: Heard, enrol: Enrol, odd: Reported
+) -> None:
+    device = enrol("dev-01")
+    ingest.take([device.say("reported", odd), device.predictions(1, 1)], 1000.0)
+    assert len(requests(store)) == 1
+    [view] = store.devices.views()
+    assert view.reported_version == 0
+
+
+def test_an_odd_hello_is_kept_in_bounds(
+    ingest: Ingest, store: Store, heard: Heard, enrol: Enrol
+) -> None:
+    odd = Hello("agent\x00" + "x" * 500, 1 << 63, 0, outbox_records=-5, outbox_bytes=1 << 63)
+    ingest.take([enrol("dev-01").say("hello", odd)], 1000.0)
+    [view] = store.devices.views()
+    assert (view.agent[:6], view.outbox_records) == ("agentx", 0)
 
 
 def test_a_path_is_replayed_on_what_is_known() -> None:
