@@ -24,6 +24,7 @@ from agent.serve_protocol import (
     frame,
     frames_from_serve,
     serve_command,
+    serve_environment,
 )
 from skerry.canonical import to_json
 from skerry.errors import FormatError, SkerryError
@@ -75,6 +76,7 @@ class Child:
                 *serve_command(Path(name), listen_fd=listener.fileno(), control_fd=theirs.fileno()),
                 pass_fds=(listener.fileno(), theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=serve_environment(os.environ),
                 start_new_session=True,  # Ctrl-C at a terminal is for control alone
             )
         except OSError as error:

@@ -5,10 +5,11 @@ What a model does there, hang, crash or eat memory, it does to the child alone.
 
 import asyncio
 import contextlib
+import os
 
 from agent.bundle_files import BundleFiles
 from agent.facts import Release
-from agent.serve_protocol import SmokeResult, smoke_command
+from agent.serve_protocol import SmokeResult, serve_environment, smoke_command
 from agent.slots import variant_of
 from skerry.canonical import from_json
 from skerry.errors import FormatError, NotFoundError
@@ -45,6 +46,7 @@ async def _watch(command: list[str], timeout_s: float) -> SmokeResult:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=serve_environment(os.environ),
     )
     try:
         async with asyncio.timeout(timeout_s):

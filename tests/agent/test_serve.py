@@ -392,17 +392,17 @@ class Traffic:
                 if self._stop.is_set():
                     return
                 id = f"t{number}-{i}"
-                while True:
+                while not self._stop.is_set():
                     try:
                         answer = client.predict("reader", {"image": image}, id=id)
+                        self.answered.append(answer.id)
+                        self.versions.add(answer.model_version)
                         break
                     except UnreachableError:
                         self.broken += 1
                     except SkerryError as error:
                         self.errors.append(error)
                         return
-                self.answered.append(answer.id)
-                self.versions.add(answer.model_version)
 
 
 def test_a_kill_in_the_middle_of_traffic_loses_and_doubles_nothing(

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.device_state import Doing, State, doing, pending, reported, serving
@@ -548,6 +548,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(events=st.lists(EVENTS, max_size=40))
 def test_step_is_total_and_keeps_its_laws(events: list[Event]) -> None:
     state, now = fresh(), NOW

@@ -1,0 +1,133 @@
+"""Downloads: resumed, bounded, and never named before their digest is right."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.download import Fetcher
+from skerry.canonical import sha256
+from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
+from tests.fakes.http_files import FileServer
+
+DATA = bytes(range(256)) * 1000
+DIGEST = sha256(DATA)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as server:
+        server.files["/blob"] = DATA
+        yield server
+
+
+def fetch(server: FileServer, target: Path, size: int = len(DATA), digest: str = DIGEST) -> None:
+    fetcher = Fetcher(server.url, timeout_s=5.0)
+    fetcher.blob("/blob", target, digest=digest, size_bytes=size)
+
+
+def test_a_file_arrives_whole(server: FileServer, tmp_path: Path) -> None:
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_there_is_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    fetch(server, tmp_path / "file")
+    assert server.requests == []
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server: FileServer, tmp_path: Path) -> None:
+    server.break_after = 100_000
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            fetch(server, tmp_path / "file")
+    server.break_after = None
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert [wanted for _, wanted in server.requests] == [
+        None, "bytes=100000-", "bytes=200000-",
+    ]  # fmt: skip
+
+
+def test_a_server_without_range_begins_again(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(DATA[:5000])
+    server.ranges = False
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_part_that_is_wrong_is_thrown_away_once(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"x" * 5000)
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert [wanted for _, wanted in server.requests] == ["bytes=5000-", None]
+
+
+def test_a_whole_part_is_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(DATA)
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert server.requests == []
+
+
+def test_other_bytes_than_promised_never_get_the_name(server: FileServer, tmp_path: Path) -> None:
+    server.files["/blob"] = DATA[:-1] + b"?"
+    with pytest.raises(TrustError) as caught:
+        fetch(server, tmp_path / "file")
+    assert caught.value.code == "digest_mismatch"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_bytes_than_promised_are_not_kept(server: FileServer, tmp_path: Path) -> None:
+    server.files["/blob"] = DATA * 3
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_size == len(DATA)
+
+
+def test_a_part_that_is_too_long_is_begun_again(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(DATA * 2)
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_file_that_the_server_does_not_have_is_said_so(
+    server: FileServer, tmp_path: Path
+) -> None:
+    server.files.clear()
+    with pytest.raises(NotFoundError, match="404"):
+        fetch(server, tmp_path / "file")
+
+
+def test_a_full_disk_is_seen_before_the_download(server: FileServer, tmp_path: Path) -> None:
+    fetcher = Fetcher(server.url, timeout_s=5.0, reserve_bytes=1 << 60)
+    with pytest.raises(RefusedError, match="make room"):
+        fetcher.blob("/blob", tmp_path / "file", digest=DIGEST, size_bytes=len(DATA))
+    assert server.requests == []
+
+
+def test_a_stopped_download_ends(server: FileServer, tmp_path: Path) -> None:
+    fetcher = Fetcher(server.url, timeout_s=5.0, stopped=lambda: True)
+    with pytest.raises(UnreachableError, match="stopped"):
+        fetcher.blob("/blob", tmp_path / "file", digest=DIGEST, size_bytes=len(DATA))
+
+
+def test_a_small_body_is_bounded(server: FileServer) -> None:
+    fetcher = Fetcher(server.url, timeout_s=5.0)
+    assert fetcher.small("/blob", len(DATA)) == DATA
+    with pytest.raises(FormatError, match="at most"):
+        fetcher.small("/blob", len(DATA) - 1)
+
+
+def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
+    with FileServer() as server:
+        url = server.url
+    with pytest.raises(UnreachableError, match="no connection"):
+        Fetcher(url, timeout_s=1.0).small("/blob", 10)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/", "host:80"])
+def test_only_http_is_fetched(url: str) -> None:
+    with pytest.raises(RefusedError, match="http"):
+        Fetcher(url, timeout_s=1.0)

@@ -1,0 +1,78 @@
+"""A small HTTP server on a free port: files by path, with Range, and with faults.
+
+It needs nothing but the standard library, as the agent that is tested with it.
+"""
+
+import http.server
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Answer = tuple[int, bytes]
+
+
+class FileServer:
+    """Serves `files` until closed.
+
+    `break_after` cuts every answer after so many bytes; `ranges` switches Range off;
+    `posted` answers POST requests and sees path and body.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.break_after: int | None = None
+        self.ranges = True
+        self.posted: Callable[[str, bytes], Answer] | None = None
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return "http://{}:{}".format(*self._server.server_address[:2])
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> "FileServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        files = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range")
+                files.requests.append((self.path, wanted))
+                data = files.files.get(self.path)
+                if data is None:
+                    self.answer(404, b"")
+                elif wanted and files.ranges:
+                    self.answer(206, data[int(wanted.removeprefix("bytes=").rstrip("-")) :])
+                else:
+                    self.answer(200, data)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                assert files.posted is not None
+                self.answer(*files.posted(self.path, body))
+
+            def answer(self, status: int, data: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                cut = files.break_after
+                self.wfile.write(data if cut is None else data[:cut])
+                self.close_connection = True
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler
