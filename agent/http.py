@@ -320,8 +320,10 @@ class _Connection(asyncio.Protocol):
         """End the connection: with a word to a peer that is too slow, silently if it is idle."""
         if self._in_message and not self._refused:
             self._refuse(408, "expected the rest of the request sooner")
+        elif self._transport is not None and not self._transport.get_write_buffer_size():
+            self._transport.close()
         else:
-            self.abort()
+            self.abort()  # it does not read its answer
 
     def abort(self) -> None:
         """End the connection now."""

@@ -195,8 +195,7 @@ def _check(given: InputTensor, spec: TensorSpec) -> None:
             f"expected {spec.datatype} for input {spec.name!r}, got {given.datatype[:20]!r}"
         )
     fits = len(given.shape) == len(spec.shape) and all(
-        got == want or (want == -1 and got > 0)
-        for got, want in zip(given.shape, spec.shape, strict=True)
+        got > 0 and want in (-1, got) for got, want in zip(given.shape, spec.shape, strict=True)
     )
     if not fits:
         raise UsageError(
