@@ -52,7 +52,7 @@ from tests.flows.catalog import HW_CLASS, VARIANTS, ReleaseTruth
 from tests.flows.central import FLEET_ID, SHARDS
 from tests.flows.spool import Spool
 
-TICK_S = 4.0
+TICK_S = 5.0
 BATCH = 12  # records
 INVENTORY = Inventory(agent="0.1.0", platform="linux-x86_64", isa=["avx2"])
 

@@ -38,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, help="tell this one, event by event")
     parser.add_argument("--seeds", type=int, default=200, help="how many to play (200)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
     options = parser.parse_args()
     if options.seed is not None:
         world = World(options.seed, print)
@@ -49,7 +50,7 @@ def main() -> int:
         print(f"seed {options.seed}: {world.events} events, {world.faults} faults, every law held")
         return 0
     began, events, faults = time.perf_counter(), 0, 0
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         try:
             world = play(seed)
         except LawBroken as broken:

@@ -24,7 +24,7 @@ from tests.flows.ledger import Ledger
 
 DEVICES: Final = 20
 LATE: Final = 2  # of them, enrolled while rollouts run
-STORM_S: Final = 170.0
+STORM_S: Final = 140.0
 PATIENCE_S: Final = 3600.0  # of virtual time, for everything to come to rest
 PROBATION: Final = Probation(min_answered=3, min_seconds=2.0, timeout_s=30.0)
 MANNERS: Final[list[Manner]] = [
@@ -85,7 +85,7 @@ class World:
             LawBroken: with the law and what broke it.
         """
         for device in self.devices:
-            self._traffic(device, 2.0 + 4.0 * self._rng.random())
+            self._traffic(device, 2.5 + 4.0 * self._rng.random())
         self._later(1.0, "operator looks", self._operate)
         self._later(3.0, "fault", self._fault)
         for device in self.devices[-LATE:]:
