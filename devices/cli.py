@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from devices.demo.options import DemoOptions, smudged_devices
+from devices.demo.options import DEVICES, DemoOptions, smudged_devices
 from devices.demo.story import Story
 from devices.demo.telling import Teller
 from devices.demo.world import World
@@ -74,7 +74,7 @@ def demo(
 
 def _tell(options: DemoOptions) -> bool:
     teller = Teller()
-    with World() as world:
+    with World(DEVICES) as world:
         story = Story(options, world, teller)
         try:
             ok = story.run()

@@ -38,7 +38,7 @@ class DemoOptions:
     headless: bool = False
     json: bool = False
     examples: Path = Path("examples/digits")
-    rate_hz: float = 45.0
+    rate_hz: float = 36.0
 
 
 def smudged_devices(smudge: str) -> tuple[str, ...]:

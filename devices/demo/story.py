@@ -26,7 +26,8 @@ __all__ = ["Story"]
 PUBLISHER: Final = "acme"
 WINDOW_S: Final = 1.0
 WINDOW_MIN_N: Final = 30
-WINDOWS_BEFORE: Final = 20
+WINDOWS_BEFORE: Final = 20  # of each device, before the release that must be told apart
+WINDOWS_BEFORE_FIRST: Final = 10  # before the first canary
 WINDOWS_AFTER: Final = 6
 MIN_REQUESTS: Final = 20_000
 KILLED_DEVICE: Final = "harbour-03"
@@ -53,7 +54,7 @@ class Story:
             self.build(("1.0.0",))
             self.roll_out_in_silence()
         else:
-            self.build(("1.0.0", "1.1.0", self.last_version))
+            self.build(("1.0.0", "1.1.0"))
             self.roll_out_the_good()
             self.roll_out_the_last()
             self.smudge_lenses()
@@ -146,8 +147,8 @@ class Story:
         self.tell.step(3, "Rollouts that earn their way: verified, tried, on probation, committed")
         self._roll_out("1.0.0", [{"name": "all", "percent": 100, "bake_s": 0}])
         self._kill_the_agent()
-        self._await_windows("1.0.0")
-        self._roll_out("1.1.0", _canary_stages())
+        self._await_windows("1.0.0", WINDOWS_BEFORE_FIRST)
+        self._roll_out("1.1.0", _canary_stages(WINDOWS_BEFORE_FIRST))
         for version in ("1.0.0", "1.1.0"):
             self._say_accuracy(version, DEVICES)
 
@@ -169,10 +170,11 @@ class Story:
         """Roll out the release that fails on live data, or the good one in its place."""
         bad = self.options.release == "bad"
         self.tell.step(4, "A release that passed its own evaluation" if bad else "A good release")
+        self._build_one(self.last_version)
         self._kill_the_broker()
-        self._await_windows("1.1.0")
+        self._await_windows("1.1.0", WINDOWS_BEFORE)
         expected = "rolled_back" if bad else "completed"
-        rollout = self._roll_out(self.last_version, _canary_stages(), expected)
+        rollout = self._roll_out(self.last_version, _canary_stages(WINDOWS_BEFORE), expected)
         served = tuple(rollout["devices_served"])
         self._say_accuracy(self.last_version, served)
         if bad:
@@ -315,7 +317,7 @@ class Story:
                 raise SkerryError(f"the story cannot go on: {version} is {rollout['state']}")
         return rollout
 
-    def _await_windows(self, version: str, count: int = WINDOWS_BEFORE) -> None:
+    def _await_windows(self, version: str, count: int) -> None:
         """Wait until every device has sent so many full windows of this version."""
 
         def enough() -> bool:
@@ -370,9 +372,9 @@ class Story:
         wait_for("a restarted broker", lambda: self.world.broker_pid() != pid, 20)
 
 
-def _canary_stages() -> list[dict[str, Any]]:
+def _canary_stages(windows_before: int) -> list[dict[str, Any]]:
     analysis = {
-        "min_windows_before": WINDOWS_BEFORE,
+        "min_windows_before": windows_before,
         "min_window_n": WINDOW_MIN_N,
         "min_windows_after": WINDOWS_AFTER,
     }

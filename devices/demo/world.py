@@ -15,10 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from devices.demo.api import FleetApi
-from devices.demo.options import DEVICES
 from skerry.errors import SkerryError
 
 __all__ = ["AgentProcess", "World", "wait_for"]
@@ -58,7 +57,8 @@ class AgentProcess:
 class World:
     """Starts the processes, kills the ones that the story wants killed, leaves nothing behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.devices: Final = tuple(devices)
         self.root = Path(tempfile.mkdtemp(prefix="skerry-demo-"))
         self.data = self.root / "fleet"
         self.keys = self.root / "keys"
@@ -152,8 +152,8 @@ class World:
     def start_agents(self) -> None:
         """Preauthorize, enrol and start every device, each with its own one-time token."""
         with ThreadPoolExecutor(max_workers=3) as pool:
-            list(pool.map(self._enrol, DEVICES))
-        for device in DEVICES:
+            list(pool.map(self._enrol, self.devices))
+        for device in self.devices:
             self.start_agent(device)
 
     def start_agent(self, device: str) -> None:
