@@ -48,6 +48,7 @@ class Limits:
     body_bytes: int = 16 << 20
     queue: int = 128
     connections: int = 256
+    held_bytes: int = 64 << 20  # of all bodies that are not answered yet
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ class HttpServer:
         self.connections: Final[set[_Connection]] = set()
         self.draining = False
         self.refused = 0
+        self.held_bytes = 0  # of bodies that are on their way in, or wait
         self._queue: deque[tuple[_Connection, Request | Response]] = deque()
         self._waiting = 0  # requests in the queue; refusals are not among them
         self._scheduled = False
@@ -139,6 +141,7 @@ class HttpServer:
         if isinstance(item, Request):
             if self._waiting >= self.limits.queue:
                 self.refused += 1
+                self.held_bytes -= len(item.body)
                 item = _OVERLOADED
             else:
                 self._waiting += 1
@@ -151,6 +154,7 @@ class HttpServer:
         connection, item = self._queue.popleft()
         if isinstance(item, Request):
             self._waiting -= 1
+            self.held_bytes -= len(item.body)
             if not connection.gone:
                 connection.answer(self._handle(item), head_only=item.method == "HEAD")
         else:
@@ -209,6 +213,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self._server.connections.discard(self)
+        self._drop_body()
 
     def eof_received(self) -> bool:
         return self._pending > 0  # a peer may stop sending and still read its answer
@@ -266,11 +271,16 @@ class _Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        self._body.append(body)
         self._body_bytes += len(body)
-        if self._body_bytes > self._server.limits.body_bytes:
-            self._refuse(413, f"expected a body of at most {self._server.limits.body_bytes} bytes")
-        elif not self._refused:
-            self._body.append(body)
+        self._server.held_bytes += len(body)
+        limits = self._server.limits
+        if self._body_bytes > limits.body_bytes:
+            self._refuse(413, f"expected a body of at most {limits.body_bytes} bytes")
+        elif self._server.held_bytes > limits.held_bytes:
+            self._refuse(429, "too many bytes are waiting; try again later")
 
     def on_message_complete(self) -> None:
         self._in_message = False
@@ -285,7 +295,7 @@ class _Connection(asyncio.Protocol):
         self._pending += 1
         self.deadline = math.inf  # it is our turn
         request = Request(method, self._target, self._headers, body, perf_counter())
-        self._body = []
+        self._body, self._body_bytes = [], 0  # the queue holds it now
         self._server.submit(self, request)
 
     # what the server asks for
@@ -337,9 +347,14 @@ class _Connection(asyncio.Protocol):
                 431, f"expected at most {MAX_HEADERS} headers of {MAX_HEAD_BYTES} bytes in all"
             )
 
+    def _drop_body(self) -> None:
+        self._server.held_bytes -= self._body_bytes
+        self._body, self._body_bytes = [], 0
+
     def _refuse(self, status: int, message: str) -> None:
         if not self._refused:
             self._refused = True
+            self._drop_body()
             self._pending += 1
             self.deadline = math.inf
             self._server.submit(self, error_response(status, message))

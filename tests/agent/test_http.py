@@ -21,7 +21,7 @@ class Rig:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.seen: list[Request] = []
-        self.server = HttpServer(self.handle, Limits(body_bytes=1000, queue=4, connections=3))
+        self.server = HttpServer(self.handle, Limits(1000, queue=4, connections=3, held_bytes=1500))
 
     def handle(self, request: Request) -> Response:
         self.seen.append(request)
@@ -189,6 +189,19 @@ async def test_too_many_connections_are_refused(rig: Rig) -> None:
         writer.close()
     await asyncio.sleep(0.05)
     assert (await rig.ask(get("/", CLOSE))).startswith(b"HTTP/1.1 200")
+
+
+async def test_bodies_that_wait_are_bounded_together(rig: Rig) -> None:
+    _, writer = await rig.connect()
+    writer.write(post(bytes(1000))[:-1])
+    await asyncio.sleep(0.05)
+    assert rig.server.held_bytes == 999
+    assert (await rig.ask(post(bytes(600), CLOSE))).startswith(b"HTTP/1.1 429")
+    assert (await rig.ask(post(bytes(500), CLOSE))).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await asyncio.sleep(0.05)
+    assert (await rig.ask(post(bytes(600), CLOSE))).startswith(b"HTTP/1.1 200")
+    assert rig.server.held_bytes == 0
 
 
 async def test_a_peer_that_is_too_slow_is_told_so(
