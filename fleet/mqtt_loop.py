@@ -197,12 +197,11 @@ class MqttLoop:
             self._wake_out.send(b"\0")
 
     def stop(self) -> None:
-        """End every connection and the thread."""
-        if not self._thread.is_alive():
-            return
-        self._stop.set()
-        self.post(lambda: None)
-        self._thread.join(5.0)
+        """End every connection and the thread; a second time changes nothing."""
+        if self._thread.is_alive():
+            self._stop.set()
+            self.post(lambda: None)
+            self._thread.join(5.0)
         self._wake_in.close()
         self._wake_out.close()
 

@@ -90,7 +90,7 @@ class Bench:
             self.store,
             self.dispatcher,
             self.air,
-            DriftWatch(self.store, windows=35),
+            DriftWatch(self.store, windows=22),
             drift_every_s=1.0,
             keep_predictions_s=3600.0,
             keep_windows_s=7200.0,
@@ -462,7 +462,7 @@ def test_a_device_that_drifts_raises_an_alert_that_closes_again(bench: Bench) ->
                 seen[name] = (bundle, EVEN, DARK if name in dark else bins)
             bench.see(seen)
 
-    seconds(25, ())
+    seconds(20, ())
     assert bench.store.alerts.live_alerts("drift") == []
     seconds(6, ("dev-04",))
     [alert] = bench.store.alerts.live_alerts("drift")
@@ -471,7 +471,7 @@ def test_a_device_that_drifts_raises_an_alert_that_closes_again(bench: Bench) ->
     assert "dev-04" in alert.message
     bench.commands.acknowledge_alert(alert.alert_id, "anna")
     # it lasts longer than the windows that are looked at, and is still named
-    seconds(40, ("dev-04",))
+    seconds(24, ("dev-04",))
     [alert] = bench.store.alerts.live_alerts("drift")
     assert (alert.state, alert.acknowledged_by) == ("acknowledged", "anna")
     seconds(8, ())

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 import pytest
 
 from fleet.ceremony import perform
+from fleet.config import load_config
+from fleet.service import serve
 from fleet.setup import init_fleet
+from skerry.errors import NotFoundError, RefusedError, UnreachableError
 from tests.fakes.trusted import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -147,26 +151,30 @@ def test_a_second_service_on_the_same_data_is_a_conflict(running: Running) -> No
     assert "expected no running fleet" in said
 
 
-@pytest.mark.parametrize("which", ["port", "device-port", "broker-port"])
-def test_a_port_in_use_is_one_clear_message(ready: Path, which: str) -> None:
+@pytest.mark.parametrize("which", ["port", "device_port", "broker_port"])
+async def test_a_port_in_use_is_one_clear_message(ready: Path, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, said = Running(ready, **{which: port}).over()
-    assert code == 4
-    assert f"expected port {port} of 127.0.0.1 to be free" in said
-    assert "Traceback" not in said
+        ports = {"port": 0, "device_port": 0, "broker_port": 0} | {which: port}
+        with pytest.raises(RefusedError, match=f"expected port {port} of 127.0.0.1 to be free"):
+            await serve(load_config(ready, **ports))
+    assert not (ready / "run.json").exists()
 
 
-def test_a_missing_broker_is_one_clear_message(
+async def test_a_missing_broker_is_one_clear_message(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKERRY_NATS_SERVER", "/nowhere/nats-server")
-    code, said = Running(ready).over()
-    assert (code, "Traceback" in said) == (8, False)
-    assert "SKERRY_NATS_SERVER=/nowhere/nats-server" in said
+    with pytest.raises(UnreachableError, match="SKERRY_NATS_SERVER=/nowhere/nats-server"):
+        await serve(load_config(ready, port=0, device_port=0, broker_port=0))
 
 
-def test_without_a_key_ceremony_it_says_what_to_do(data: Path) -> None:
-    code, said = Running(data).over()
-    assert (code, "Traceback" in said) == (3, False)
-    assert "skerry keys ceremony" in said
+async def test_without_a_key_ceremony_it_says_what_to_do(data: Path) -> None:
+    with pytest.raises(NotFoundError, match="skerry keys ceremony"):
+        await serve(load_config(data, port=0, device_port=0, broker_port=0))
+
+
+async def test_without_an_operators_token_it_says_what_to_do(ready: Path) -> None:
+    (ready / "admin.token").unlink()
+    with pytest.raises(NotFoundError, match="operators' token"):
+        await serve(load_config(ready, port=0, device_port=0, broker_port=0))
