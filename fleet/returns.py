@@ -22,8 +22,11 @@ def time_out(rollout: Rollout, assignments: Mapping[str, Assignment], now: float
     for known in _ordered(rollout, assignments):
         if known.state is AssignmentState.QUEUED or known.state in ASSIGNMENT_ENDS:
             continue
-        if now - known.notified_at >= limit:
-            reason = f"{known.state} {now - known.notified_at:.0f} s after it was notified; the limit is {limit:g} s"
+        silent_s = now - known.notified_at
+        if silent_s >= limit:
+            reason = (
+                f"{known.state} {silent_s:.0f} s after it was notified, the limit is {limit:g} s"
+            )
             made += _take_back(known, AssignmentState.TIMED_OUT, reason)
     return made
 

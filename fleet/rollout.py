@@ -208,7 +208,7 @@ def _run(
         case StageState.PENDING:
             return _open(rollout, index, assignments, now)
         case StageState.FAILED:
-            return _fail(rollout, stage, stage.reason, now)
+            return _fail(rollout, stage.reason, now)
         case StageState.INCONCLUSIVE:
             return [RolloutTo(RolloutState.PAUSED, stage.reason, now, PauseReason.INCONCLUSIVE)]
         case _:
@@ -259,7 +259,7 @@ def _judge(rollout: Rollout, index: int, tally: Tally, now: float) -> list[Decis
         rate = f"{len(tally.failed) / tally.asked:.0%}"
         reason = f"{said}; {rate} failed, the limit is {plan.failure_threshold:.0%}"
         failed = StageTo(stage.name, StageState.FAILED, reason, now)
-        return [failed, *_fail(apply(rollout, failed), stage, reason, now)]
+        return [failed, *_fail(apply(rollout, failed), reason, now)]
     if tally.under_way:
         return []
     if not tally.asked and index == len(rollout.stages) - 1:
@@ -302,7 +302,7 @@ def _go_on(
             return _pass(rollout, index, said, now)
         case AnalysisState.FAILED:
             failed = StageTo(stage.name, StageState.FAILED, said, now)
-            return [failed, *_fail(apply(rollout, failed), stage, said, now)]
+            return [failed, *_fail(apply(rollout, failed), said, now)]
         case AnalysisState.INCONCLUSIVE if not verdict.insufficient:
             return _hold(stage, PauseReason.INCONCLUSIVE, said, now)
         case _ if now - stage.since < plan.analysis.max_wait_s:
@@ -330,7 +330,7 @@ def _hold(stage: Stage, why: PauseReason, reason: str, now: float) -> list[Decis
     ]
 
 
-def _fail(rollout: Rollout, stage: Stage, reason: str, now: float) -> list[Decision]:
+def _fail(rollout: Rollout, reason: str, now: float) -> list[Decision]:
     if rollout.plan.on_failure == "pause":
         return [RolloutTo(RolloutState.PAUSED, reason, now, PauseReason.FAILURE_THRESHOLD)]
     return start_return(rollout, reason, now)
