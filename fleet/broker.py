@@ -179,6 +179,8 @@ class Broker:
                 await self._spawn(config)
                 tries = 0
             except UnreachableError as error:
+                if self._stopping:
+                    return
                 tries += 1
                 if tries == 1:
                     log.exception("the broker does not come back; trying on", exc_info=error)

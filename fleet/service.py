@@ -12,13 +12,11 @@ Listeners are bound first, so that a port in use is found before anything is sta
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -43,14 +41,12 @@ from fleet.files import write_atomic
 from fleet.ingest import Ingest
 from fleet.keystore import load_online_keys
 from fleet.mqtt import FleetMqtt, IngestWorker, Sender
+from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
 from fleet.store import open_store
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
 from skerry.errors import (
-    ConflictError,
-    NotFoundError,
-    RefusedError,
     SkerryError,
     UnreachableError,
 )
@@ -94,7 +90,7 @@ class Service:
             UnreachableError: the database or the broker's program is not there.
         """
         self.config: Final = config
-        self.admin_token: Final = _read_token(config)
+        self.admin_token: Final = read_token(config)
         host = config.advertise_host or config.host
         self._api_url = f"http://{host}:{api_port}"
         self._device_url = f"http://{host}:{device_port}"
@@ -104,8 +100,8 @@ class Service:
         director = Director(config.tuf_dir / "director", keys)
         authority = Authority(
             keys.issuing,
-            _read(config, "issuing.crt"),
-            _read(config, "authority.crt"),
+            read_key_file(config, "issuing.crt"),
+            read_key_file(config, "authority.crt"),
         )
         blobs = Blobs(config.blobs_dir)
         self.broker: Final = Broker(
@@ -304,9 +300,9 @@ async def serve(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None 
         SkerryError: it cannot start; the message says what to do.
     """
     with (
-        _only_one(config),
-        _bound(config.host, config.port, "operators") as api_socket,
-        _bound(config.host, config.device_port, "devices") as device_socket,
+        only_one(config),
+        bound(config.host, config.port, "operators") as api_socket,
+        bound(config.host, config.device_port, "devices") as device_socket,
     ):
         service = Service(config, api_socket.getsockname()[1], device_socket.getsockname()[1])
         loop = asyncio.get_running_loop()
@@ -344,50 +340,3 @@ def run(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None = None) 
 def utc_now() -> datetime:
     """Return the present, aware UTC."""
     return datetime.now(UTC)
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int, whom: str) -> Iterator[socket.socket]:
-    try:
-        listening = socket.create_server((host, port), backlog=512)
-    except OSError as error:
-        raise RefusedError(
-            f"expected port {port} of {host} to be free for {whom}: {error.strerror}; "
-            "stop what listens there, or choose another port (0 picks a free one)"
-        ) from None
-    with listening:
-        yield listening
-
-
-@contextlib.contextmanager
-def _only_one(config: FleetConfig) -> Iterator[None]:
-    """Hold the data directory: two services on one SQLite file would fight over devices."""
-    with (config.data / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"expected no running fleet on {config.data}, found one; "
-                f"its addresses are in {config.run_file}"
-            ) from None
-        yield
-
-
-def _read_token(config: FleetConfig) -> str:
-    try:
-        return config.admin_token_file.read_text().strip()
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"expected the operators' token in {config.admin_token_file}; "
-            f"make a fleet with: skerry fleet init --data {config.data}"
-        ) from None
-
-
-def _read(config: FleetConfig, name: str) -> bytes:
-    try:
-        return (config.keys_dir / name).read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"expected {config.keys_dir / name}; hold the key ceremony with: "
-            f"skerry keys ceremony --data {config.data} --out KEYS --publisher NAME"
-        ) from None
