@@ -19,7 +19,8 @@ class Histogram(msgspec.Struct, frozen=True):
     """Shares of one column: the training data's and a device's latest windows'.
 
     `labels` name the cells, the first and last being below and above the edges of a
-    numeric column. Shares add up to 1 each, unless there is nothing.
+    numeric column; `edges` are those, none for a categorical one. Shares add up to 1
+    each, unless there is nothing.
     """
 
     column: str
@@ -29,6 +30,7 @@ class Histogram(msgspec.Struct, frozen=True):
     live: list[float]
     baseline_n: int
     live_n: int
+    edges: list[float] = []
 
 
 def histograms(queries: Queries, device: str, model: str, windows: int) -> list[Histogram]:
@@ -68,6 +70,7 @@ def _histogram(name: str, known: BaselineColumn, live: Column) -> Histogram:
         live=_shares(live),
         baseline_n=known.counts.n,
         live_n=live.n,
+        edges=[] if isinstance(spec, CategoricalSpec) else list(spec.edges),
     )
 
 

@@ -26,6 +26,7 @@ from fleet.api.views import (
 from fleet.database import Database
 from fleet.dispatch import RETURN_STAGE
 from fleet.plan import Rollout
+from fleet.rollout_rows import StoredVerdict
 from skerry.canonical import from_json
 from skerry.errors import NotFoundError, UsageError
 
@@ -332,10 +333,11 @@ def _assignments(connection: Connection, rollout_id: str) -> list[AssignmentView
 def _verdicts(connection: Connection, rollout_id: str) -> dict[str, VerdictView]:
     t = schema.verdicts
     query = select(t).where(t.c.rollout == rollout_id).order_by(t.c.n)
-    return {
-        row.stage: VerdictView(row.at, row.state, row.reason, json.loads(row.body))
-        for row in connection.execute(query)
-    }
+    found = {}
+    for row in connection.execute(query):  # the latest of each stage comes last
+        stored = from_json(row.body.encode(), StoredVerdict)
+        found[row.stage] = VerdictView(stored.at, stored.state, stored.reason, stored.body)
+    return found
 
 
 def _counts(stage: str, assignments: Sequence[AssignmentView]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The operators' application: API, console, health and metrics, on one listener."""
 
+import asyncio
 import re
 from typing import Final
 
@@ -26,12 +27,18 @@ def make_app(backend: Backend) -> web.Application:
         middlewares=[problems, make_auth(sessions)], client_max_size=writes.MAX_BODY_BYTES
     )
     app[reads.QUERIES] = Queries(backend.store.database)
+    app[reads.STOPPING] = asyncio.Event()
+    app.on_shutdown.append(_end_streams)
     app[writes.BACKEND] = backend
     app[pages.SESSIONS] = sessions
     for routes in (reads.routes, writes.routes, pages.routes, _own_routes()):
         app.router.add_routes(routes)
     app.router.add_static("/static/", pages.STATIC)
     return app
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[reads.STOPPING].set()
 
 
 def _own_routes() -> web.RouteTableDef:

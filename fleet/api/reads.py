@@ -13,10 +13,11 @@ from fleet.queries import Queries
 from skerry.canonical import to_json
 from skerry.errors import UsageError
 
-__all__ = ["QUERIES", "answer", "in_thread", "number", "routes"]
+__all__ = ["QUERIES", "STOPPING", "answer", "in_thread", "number", "routes"]
 
 T = TypeVar("T")
 QUERIES: Final = web.AppKey("queries", Queries)
+STOPPING: Final = web.AppKey("stopping", asyncio.Event)  # an open stream must not hold up the end
 CHANGES_EVERY_S: Final = 0.5
 KEEP_ALIVE_S: Final = 15.0
 
@@ -150,12 +151,12 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
     )
-    queries = request.app[QUERIES]
+    queries, stopping = request.app[QUERIES], request.app[STOPPING]
     # the reader closes its tab whenever it likes: that is how a stream ends
     with suppress(ConnectionResetError):
         await response.prepare(request)
         last, silent = "", 0.0
-        while True:
+        while not stopping.is_set():
             mark = await in_thread(queries.change_mark)
             if mark != last:
                 last, silent = mark, 0.0
@@ -163,6 +164,7 @@ async def events(request: web.Request) -> web.StreamResponse:
             elif silent >= KEEP_ALIVE_S:
                 silent = 0.0
                 await response.write(b": still here\n\n")
-            await asyncio.sleep(CHANGES_EVERY_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), CHANGES_EVERY_S)
             silent += CHANGES_EVERY_S
     return response

@@ -1,6 +1,7 @@
 """The console's pages: rollouts, devices, drift; and signing in."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fleet.api.auth import COOKIE, SESSION_S, Sessions
 from fleet.api.reads import QUERIES, in_thread
-from fleet.console.charts import histogram_svg
-from fleet.histograms import histograms
+from fleet.api.views import RolloutView
+from fleet.console.charts import histogram_svg, interval_svg
+from fleet.histograms import Histogram, histograms
 
 __all__ = ["SESSIONS", "STATIC", "routes", "secured"]
 
@@ -19,6 +21,10 @@ HERE: Final = Path(__file__).parent
 STATIC: Final = HERE / "static"
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 LIVE_WINDOWS: Final = 5  # that a histogram merges
+ROLLOUTS_SHOWN: Final = 20
+ALERTS_SHOWN: Final = 20
+STATES: Final = ("open", "acknowledged", "closed")  # of alerts, the pressing first
+LAST: Final = ("prediction", "confidence", "latency_us")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -47,6 +53,18 @@ def _clock(then: float) -> str:
     return datetime.fromtimestamp(then, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _words(name: object) -> str:
+    return "latency (µs)" if name == "latency_us" else str(name).replace("_", " ")
+
+
+def _brief(message: str, rollout: RolloutView) -> str:
+    """Return a message without the reason that the stage above it tells already."""
+    for stage in rollout.stages:
+        if stage.reason:
+            message = message.replace(f": {stage.reason}", "")
+    return message
+
+
 TEMPLATES: Final = Environment(
     loader=FileSystemLoader(HERE / "templates"),
     autoescape=True,
@@ -54,8 +72,8 @@ TEMPLATES: Final = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters.update(ago=_ago, clock=_clock, words=lambda text: str(text).replace("_", " "))
-TEMPLATES.globals["chart"] = histogram_svg
+TEMPLATES.filters.update(ago=_ago, brief=_brief, clock=_clock, words=_words)
+TEMPLATES.globals.update(chart=histogram_svg, interval=interval_svg)
 
 
 def secured(response: web.Response) -> web.Response:
@@ -80,8 +98,10 @@ async def rollouts(request: web.Request) -> web.Response:
     """Show every rollout with its stages and reasons."""
     queries = request.app[QUERIES]
     found = await in_thread(queries.rollouts)
-    whole = [await in_thread(queries.rollout, item.rollout_id) for item in found[:20]]
-    return _page("rollouts.html", here="rollouts", rollouts=whole, more=max(0, len(found) - 20))
+    whole = [await in_thread(queries.rollout, item.rollout_id) for item in found[:ROLLOUTS_SHOWN]]
+    return _page(
+        "rollouts.html", here="rollouts", rollouts=whole, more=max(0, len(found) - ROLLOUTS_SHOWN)
+    )
 
 
 @routes.get("/devices")
@@ -101,18 +121,22 @@ async def drift(request: web.Request) -> web.Response:
     models = sorted({release.model for release in await in_thread(queries.releases)})
     model = request.query.get("model", models[0] if models else "")
     report = await in_thread(queries.drift, model)
-    alerts = await in_thread(queries.alerts)
+    alerts = sorted(await in_thread(queries.alerts), key=lambda a: STATES.index(a.state))
     device = request.query.get("device") or _most_telling(report)
     charts = await in_thread(histograms, queries, device, model, LIVE_WINDOWS) if device else []
+    found = next((d for d in report["devices"] if d["device"] == device), None)
     return _page(
         "drift.html",
         here="drift",
         models=models,
         model=model,
         report=report,
-        alerts=alerts,
+        alerts=alerts[:ALERTS_SHOWN],
+        more=max(0, len(alerts) - ALERTS_SHOWN),
         device=device,
-        charts=charts,
+        moved={} if found is None else {f["name"]: f["effect_sd"] for f in found["features"]},
+        skew={} if found is None else found["skew"],
+        charts=sorted(charts, key=_telling_first(found)),
     )
 
 
@@ -149,6 +173,17 @@ def _sign_in(request: web.Request, token: str) -> web.Response:
         path="/",
     )
     raise response
+
+
+def _telling_first(found: dict[str, Any] | None) -> Callable[[Histogram], tuple[int, int, str]]:
+    """Return an order: what drifted, other features, and last what the model made of them."""
+    moved = {feature["name"] for feature in found["features"]} if found else set()
+
+    def place(chart: Histogram) -> tuple[int, int, str]:
+        last = LAST.index(chart.column) + 1 if chart.column in LAST else 0
+        return last, chart.column not in moved, chart.column
+
+    return place
 
 
 def _most_telling(report: dict[str, Any]) -> str:

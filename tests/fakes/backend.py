@@ -10,7 +10,7 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ class FakeBackend:
     store: Store
     commands: Any = None
     catalog: Any = None
+    engine: Any = None
     admin_token: str = TOKEN
     is_ready: bool = True
 
@@ -141,7 +142,14 @@ def seed(path: Path) -> FakeBackend:
     return FakeBackend(store)
 
 
-def with_commands(backend: FakeBackend, trusted: TrustedFleet) -> FakeBackend:
+def utc_now() -> datetime:
+    """Return the present."""
+    return datetime.now(UTC)
+
+
+def with_commands(
+    backend: FakeBackend, trusted: TrustedFleet, clock: Callable[[], datetime] = utc_now
+) -> FakeBackend:
     """Give a backend real commands, and every release that the catalog has.
 
     What is sent to devices goes to a sender that no broker listens to.
@@ -158,7 +166,7 @@ def with_commands(backend: FakeBackend, trusted: TrustedFleet) -> FakeBackend:
         keep_predictions_s=1e9,
         keep_windows_s=1e9,
     )
-    backend.catalog = trusted.catalog
+    backend.catalog, backend.engine = trusted.catalog, engine
     backend.commands = Commands(
         store=store,
         dispatcher=dispatcher,
@@ -172,7 +180,7 @@ def with_commands(backend: FakeBackend, trusted: TrustedFleet) -> FakeBackend:
         bundles=trusted.bundles,
         catalog=trusted.catalog,
         fleet_url="http://127.0.0.1:8441",
-        clock=lambda: datetime.now(UTC),
+        clock=clock,
     )
     backend.commands.reconcile()
     return backend
@@ -182,7 +190,7 @@ def with_commands(backend: FakeBackend, trusted: TrustedFleet) -> FakeBackend:
 def listening(backend: FakeBackend) -> Iterator[str]:
     """Serve the operators' application in a thread of its own, and give its address."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(make_app(backend), shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(backend))
 
     async def start() -> str:
         await runner.setup()

@@ -57,7 +57,9 @@ BASELINE = Baseline(
 )  # fmt: skip
 
 
-def readable_bundle(version: str = "1.0.0", model: str = "reader") -> bytes:
+def readable_bundle(
+    version: str = "1.0.0", model: str = "reader", baseline: Baseline = BASELINE
+) -> bytes:
     """A bundle file that the fleet can publish."""
     evaluation = Evaluation(
         "accuracy", 100, 0.9, [CandidateReport("fp32", 100, 0.9, True, "the only one")]
@@ -65,7 +67,7 @@ def readable_bundle(version: str = "1.0.0", model: str = "reader") -> bytes:
     layers = {
         "model.onnx": b"weights" + version.encode(),
         "golden.msgpack": b"golden",
-        "baseline.msgpack": to_msgpack(BASELINE),
+        "baseline.msgpack": to_msgpack(baseline),
         "evaluation.json": to_json(evaluation),
         "card.md": b"# card",
     }

@@ -168,7 +168,7 @@ def test_a_rollout_is_paused_resumed_and_rolled_back(
     operator: Operator, backend: FakeBackend, plan: Path
 ) -> None:
     made = operator.json("rollout", "create", plan)["rollout_id"]
-    backend.commands._engine.tick(backend.commands._clock())
+    backend.engine.tick(datetime.now(UTC))
     assert operator.run("rollout", "pause", made).stdout == "paused\n"
     listed = operator.run("rollout", "list").stdout
     assert "paused (manual)" in listed

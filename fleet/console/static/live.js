@@ -1,28 +1,46 @@
 // Draws the page anew when the fleet says that something changed. Without it, reload.
 const status = document.getElementById("live");
+const main = document.getElementById("main");
 const source = new EventSource("/api/v1/events");
-let waiting = false;
+let due = false; // something changed that is not shown yet
+let busy = false;
+
+// never under somebody's hands: text being selected; nor for nobody
+const held = () => document.hidden || !getSelection().isCollapsed;
 
 async function refresh() {
-  const main = document.getElementById("main");
-  // never under somebody's hands: text being selected, a table being read by keyboard
-  if (waiting || document.hidden || String(getSelection()) || main.contains(document.activeElement)) return;
-  waiting = true;
+  due = true;
+  if (busy || held()) return;
+  busy = true;
+  due = false;
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
     if (answer.redirected) return location.assign(answer.url);
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const open = [...main.querySelectorAll("article")].filter((a) => a.querySelector("details[open]"));
-    const ids = new Set(open.map((a) => a.getAttribute("aria-labelledby")));
-    for (const article of fresh.querySelectorAll("#main article")) {
-      if (ids.has(article.getAttribute("aria-labelledby"))) article.querySelector("details").open = true;
-    }
-    main.replaceChildren(...fresh.getElementById("main").childNodes);
+    if (answer.ok) show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+  } catch {
+    due = true; // the fleet is away; the stream says when it is back
   } finally {
-    setTimeout(() => { waiting = false; }, 700);
+    setTimeout(() => { busy = false; if (due && source.readyState === EventSource.OPEN) refresh(); }, 700);
   }
+}
+
+// What the reader opened stays open, and what he was on keeps the focus.
+function show(fresh) {
+  const name = (article) => article.getAttribute("aria-labelledby");
+  const open = new Set([...main.querySelectorAll("article:has(details[open])")].map(name));
+  for (const article of fresh.querySelectorAll("#main article")) {
+    const details = article.querySelector("details");
+    if (details) details.open = open.has(name(article));
+  }
+  const stops = () => [...main.querySelectorAll("a, summary")];
+  const focused = stops().indexOf(document.activeElement);
+  main.replaceChildren(...fresh.getElementById("main").childNodes);
+  if (focused >= 0) stops()[focused]?.focus({ preventScroll: true });
 }
 
 source.addEventListener("open", () => { status.textContent = "live"; });
 source.addEventListener("error", () => { status.textContent = "reconnecting"; });
 source.addEventListener("change", refresh);
+for (const moment of ["visibilitychange", "selectionchange"]) {
+  document.addEventListener(moment, () => { if (due) refresh(); });
+}

@@ -1,5 +1,6 @@
 """The operator API and the console over a real store: who may, what comes, what is refused."""
 
+import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -135,6 +136,16 @@ async def test_changes_are_pushed(client: Client) -> None:
     assert answer.content_type == "text/event-stream"
     assert (await answer.content.readline()) == b"event: change\n"
     answer.close()
+
+
+async def test_an_open_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    backend = seed(tmp_path)
+    async with TestClient(TestServer(make_app(backend))) as client:
+        answer = await client.get("/api/v1/events", headers=BEARER)
+        assert await answer.content.readline()
+        async with asyncio.timeout(5):
+            await client.server.close()
+    backend.store.close()
 
 
 async def test_the_api_describes_itself(client: Client) -> None:
