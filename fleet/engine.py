@@ -38,6 +38,10 @@ MAX_ROUNDS: Final = 8  # decisions of one rollout that follow from each other in
 ANALYSE_EVERY_S: Final = 0.9  # and stage
 JOIN_EVERY_S: Final = 2.0
 HOUSEKEEPING_EVERY_S: Final = 30.0
+RESEND_EVERY_S: Final = 10.0
+RESEND_AFTER_S: Final = 10.0
+RESEND_AT_MOST: Final = 200  # devices at a time
+SEEN_LATELY_S: Final = 60.0
 RENEW_DESIRED_AFTER: Final = timedelta(days=1)
 RENEW_AT_MOST: Final = 50  # devices at a time
 PRUNE_AT_MOST: Final = 5000  # rows at a time
@@ -91,6 +95,7 @@ class Engine:
         self._keep_windows_s = keep_windows_s
         self._housekeeping = housekeeping
         self._due: dict[str, float] = {}
+        self._greeted = False  # somebody connected, and may have missed the policy
 
     def start(self) -> None:
         """Send everything again: the broker may have lost what it kept."""
@@ -113,11 +118,14 @@ class Engine:
                 log.exception("rollout %s cannot go on", rollout_id)
         if self._is_due("drift", self._drift_every_s, at):
             self._watch.look(now)
+        if self._is_due("resend", RESEND_EVERY_S, at):
+            self._resend(at)
         if self._is_due("housekeeping", HOUSEKEEPING_EVERY_S, at):
             self._keep_house(now)
 
     def hello(self, device: str, hello: Hello, now: datetime) -> None:
         """Answer a device that has connected: it gets `desired` if it holds another."""
+        self._greeted = True
         row = self._store.rollouts.desired(device)
         if row is None or row.version == hello.desired_version:
             return
@@ -200,6 +208,16 @@ class Engine:
             min_n=plan.min_window_n,
         )
         return analyse(plan, baseline, chosen, others)
+
+    def _resend(self, at: float) -> None:
+        """Send again what may have been lost on its way: the broker may lose anything."""
+        if self._greeted:
+            self._greeted = False
+            self._outlet.policy(self._store.alerts.policy())
+        behind = self._store.rollouts.behind(
+            seen_since=at - SEEN_LATELY_S, told_before=at - RESEND_AFTER_S, limit=RESEND_AT_MOST
+        )
+        self.send_desired(behind)
 
     def _join(self, rollout_id: str, at: float) -> None:
         rollout = self._store.rollouts.get(rollout_id)

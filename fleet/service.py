@@ -177,6 +177,7 @@ class Service:
             clock=utc_now,
         )
         self._started_at = 0.0
+        self._send_all = False
         self._stopping = asyncio.Event()
 
     @property
@@ -258,6 +259,9 @@ class Service:
         failing = False
         while not self._stopping.is_set():
             try:
+                if self._send_all:  # a new broker may have lost what the old one kept
+                    self._send_all = False
+                    await asyncio.to_thread(self.engine.start)
                 await asyncio.to_thread(self.engine.tick, utc_now())
                 failing = False
             except Exception:  # whatever it is, rollouts must go on when it is over
@@ -271,6 +275,7 @@ class Service:
         log.info("broker ready, process %d, at %s", pid, self.broker_url)
         if self._started_at:
             self._write_run_file()
+            self._send_all = True
 
     def _write_run_file(self) -> None:
         write_atomic(self.config.run_file, to_json(self.run_info) + b"\n")

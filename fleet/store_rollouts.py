@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from sqlalchemy import Connection, exists, insert, select
+from sqlalchemy import Connection, exists, func, insert, select
 
 from fleet.database import Database
 from fleet.plan import Assignment, Rollout
@@ -24,7 +24,7 @@ from fleet.rollout_rows import (
     load_rollout,
     store_desired,
 )
-from fleet.schema import assignments, desired, rollouts, verdicts
+from fleet.schema import assignments, desired, liveness, reported, rollouts, verdicts
 from fleet.store_steps import RolloutStep
 from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError
@@ -146,6 +146,29 @@ class RolloutStore:
         query = (
             select(desired.c.device)
             .where(desired.c.updated_at < at)
+            .order_by(desired.c.updated_at)
+            .limit(limit)
+        )
+        with self._db.read() as connection:
+            return list(connection.scalars(query))
+
+    def behind(self, *, seen_since: float, told_before: float, limit: int) -> list[str]:
+        """Return devices that are there and have not taken over what they shall run.
+
+        Args:
+            seen_since: heard of since then (Unix seconds).
+            told_before: and told before then.
+            limit: at most so many.
+        """
+        query = (
+            select(desired.c.device)
+            .join(liveness, liveness.c.device == desired.c.device)
+            .outerjoin(reported, reported.c.device == desired.c.device)
+            .where(
+                liveness.c.last_seen >= seen_since,
+                desired.c.updated_at < told_before,
+                func.coalesce(reported.c.desired_version, 0) < desired.c.version,
+            )
             .order_by(desired.c.updated_at)
             .limit(limit)
         )

@@ -60,12 +60,17 @@ class Reporter:
         return self.say("hello", Hello("0.1.0", desired_version, 0))
 
     def reported(
-        self, version: int, *reports: AssignmentReport, bundle: str | None = None
+        self,
+        version: int,
+        *reports: AssignmentReport,
+        bundle: str | None = None,
+        desired_version: int = 0,
     ) -> Message:
         slots = {} if bundle is None else {
             "reader": ReleaseRef("reader", "1.0.0", bundle, "int8-cpu", 1000.0)
         }  # fmt: skip
-        return self.say("reported", Reported(version, slots, list(reports), INVENTORY))
+        told = Reported(version, slots, list(reports), INVENTORY, desired_version)
+        return self.say("reported", told)
 
 
 def report(assignment: str, *states: str, **fields: object) -> AssignmentReport:

@@ -340,6 +340,36 @@ def test_hello_is_answered_only_if_the_device_holds_another(
 
 
 @SQLITE
+def test_desired_is_sent_again_until_the_device_says_it_has_it(bench: Bench) -> None:
+    bench.add("dev-01", "dev-02")
+    bench.publish("1.0.0")
+    bench.commands.create_rollout(plan(), "anna")
+    bench.tick()
+    bench.air.sent.clear()
+    bench.tick(8.0)
+    bench.ingest.take([bench.devices["dev-01"].hello()], bench.now.timestamp())
+    bench.tick(8.0)
+    # dev-02 has not been heard of: it will say hello
+    assert [(device, version) for device, version, _ in bench.air.sent] == [("dev-01", 1)]
+    bench.air.sent.clear()
+    bench.ingest.take(
+        [bench.devices["dev-01"].reported(1, desired_version=1)], bench.now.timestamp()
+    )
+    bench.tick(12.0)
+    assert bench.air.sent == []
+
+
+@SQLITE
+def test_the_policy_is_sent_again_after_somebody_connected(bench: Bench) -> None:
+    bench.tick(20.0)
+    assert bench.air.policies == []
+    bench.engine.hello("dev-01", Hello("0.1.0", 0, 0), bench.now)
+    bench.tick(20.0)
+    bench.tick(20.0)
+    assert bench.air.policies == [Policy(1)]
+
+
+@SQLITE
 def test_after_a_restored_backup_versions_rise_above_what_the_device_holds(bench: Bench) -> None:
     bench.add("dev-01")
     bench.publish("1.0.0")
