@@ -6,13 +6,13 @@ from typing import Final, Literal
 
 from skerry.errors import UsageError
 
-__all__ = ["CONTROLS", "DEVICES", "SITES", "DemoOptions", "smudged_devices"]
+__all__ = ["CANARIES", "DEVICES", "SITES", "DemoOptions", "smudged_devices"]
 
 SITES: Final = {"harbour": 6, "airport": 6}  # site -> devices
 DEVICES: Final = tuple(
     f"{site}-{number:02d}" for site, count in SITES.items() for number in range(1, count + 1)
 )
-CONTROLS: Final = len(DEVICES) - 3  # devices outside of the canary stage
+CANARIES: Final = 3  # devices of a canary stage; the others are its controls
 DEFAULT_SMUDGE: Final = ("airport-02", "airport-05")
 
 

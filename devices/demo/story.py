@@ -10,11 +10,12 @@
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
-from devices.demo.options import CONTROLS, DEVICES, SITES, DemoOptions, smudged_devices
+from devices.demo.options import CANARIES, DEVICES, SITES, DemoOptions, smudged_devices
 from devices.demo.summary import BundleSummary, DriftSummary, RolloutSummary, Summary
 from devices.demo.telling import Teller
 from devices.demo.traffic import MODEL, Traffic
@@ -177,19 +178,21 @@ class Story:
         rollout = self._roll_out(self.last_version, _canary_stages(WINDOWS_BEFORE), expected)
         served = tuple(rollout["devices_served"])
         self._say_accuracy(self.last_version, served)
+        # two witnesses: what the fleet recorded, and from where the client got such answers
+        seen = self.traffic.served_on(self.last_version)
+        self.expect(
+            seen == served and len(served) == (CANARIES if bad else len(DEVICES)),
+            f"it served on {_listed(served)}; the client had its answers from {_listed(seen)}",
+        )
         if bad:
-            self.expect(len(served) == len(DEVICES) - CONTROLS, f"it served on {', '.join(served)}")
             wait_for("the canaries back on 1.1.0", lambda: self._all_on("1.1.0"), 30)
             self.expect(True, "all twelve devices serve 1.1.0")
-        else:
-            self.expect(len(served) == len(DEVICES), f"it serves on {len(served)} devices")
 
     # --- 5 ----------------------------------------------------------------------
 
     def smudge_lenses(self) -> None:
         """Smudge lenses and see whether the drift analysis names exactly these devices."""
-        named = ", ".join(self.smudged) or "no device"
-        self.tell.step(5, f"A smudged lens: {named}")
+        self.tell.step(5, f"A smudged lens on {_listed(self.smudged)}")
         version = "1.1.0" if self.options.release == "bad" else self.last_version
         self._await_windows(version, 8)
         self.traffic.smudge(self.smudged)
@@ -199,20 +202,22 @@ class Story:
             time.sleep(8 * WINDOW_S)
         report = self.world.api.get(f"/drift?model={MODEL}")
         devices = sorted(d["device"] for d in report["devices"] if d["verdict"] == "drift")
-        features: set[str] = set()
-        for device in report["devices"]:
-            if device["verdict"] == "drift":
-                features.update(feature["name"] for feature in device["features"])
-                self.tell.say(f"{device['device']}: {device['words']}")
+        features = {
+            feature["name"]
+            for device in report["devices"]
+            if device["verdict"] == "drift"
+            for feature in device["features"]
+        }
         alerts = [a for a in self.world.api.get("/alerts")["items"] if a["kind"] == "drift"]
         alerted = sorted({device for alert in alerts for device in alert["devices"]})
         self.summary.drift = DriftSummary(bool(alerts), alerted, sorted(features))
-        self.expect(
-            devices == alerted == sorted(self.smudged),
-            f"drift on {', '.join(devices) or 'no device'}; alerts on {', '.join(alerted) or 'none'}",
-        )
         for alert in alerts:
             self.tell.say(f"alert: {alert['message']}")
+        self.expect(
+            devices == alerted == sorted(self.smudged),
+            f"drift on {_listed(devices)}; alerts on {_listed(alerted)}; "
+            f"{len(DEVICES) - len(devices)} devices quiet",
+        )
 
     def _alert_is_complete(self) -> bool:
         alerts = self.world.api.get("/alerts")["items"]
@@ -301,17 +306,20 @@ class Story:
 
         rollout: dict[str, Any] = wait_for(f"an end of the rollout of {version}", over, 60, 0.25)
         took = time.monotonic() - began
-        reason = rollout["reason"] or rollout["pause_reason"] or ""
+        said = rollout["reason"] or rollout["pause_reason"] or ""
         self.summary.rollouts.append(
-            RolloutSummary(version, rollout["state"], reason, len(rollout["devices_served"]))
+            RolloutSummary(version, rollout["state"], said, len(rollout["devices_served"]))
         )
         for stage in rollout["stages"]:
             counts = ", ".join(f"{count} {state}" for state, count in stage["counts"].items())
-            self.tell.say(f"stage {stage['name']}: {stage['state']} ({counts}) {stage['reason']}")
+            reason = "" if stage["reason"] in rollout["reason"] else f": {stage['reason']}"
+            self.tell.say(
+                f"stage {stage['name']} {stage['state']} ({counts or 'no device'}){reason}"
+            )
         if expected is not None:
             self.expect(
                 rollout["state"] == expected,
-                f"{version} {rollout['state']} after {took:.1f} s. {reason}",
+                f"{version} {rollout['state'].replace('_', ' ')} after {took:.1f} s: {said}",
             )
             if rollout["state"] != expected:
                 raise SkerryError(f"the story cannot go on: {version} is {rollout['state']}")
@@ -326,7 +334,7 @@ class Story:
             )
             return all(counts.get(device, 0) >= count for device in DEVICES)
 
-        wait_for(f"{count} windows of {version} on every device", enough, 60, 0.25)
+        wait_for(f"{count} windows of {version} on every device", enough, 60, 1.0)
 
     def _all_on(self, version: str) -> bool:
         devices = self.world.api.get("/devices")["items"]
@@ -379,6 +387,12 @@ def _canary_stages(windows_before: int) -> list[dict[str, Any]]:
         "min_windows_after": WINDOWS_AFTER,
     }
     return [
-        {"name": "canary", "count": 3, "bake_s": 3 * WINDOW_S, "analysis": analysis},
+        {"name": "canary", "count": CANARIES, "bake_s": 3 * WINDOW_S, "analysis": analysis},
         {"name": "rest", "percent": 100, "bake_s": 0},
     ]
+
+
+def _listed(devices: Sequence[str]) -> str:
+    if len(devices) == len(DEVICES):
+        return "all devices"
+    return ", ".join(devices) or "no device"

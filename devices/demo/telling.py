@@ -1,7 +1,9 @@
 """How the story is told: numbered steps and facts on stderr, coloured on a terminal."""
 
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +15,8 @@ DIM: Final = "\x1b[2m"
 GREEN: Final = "\x1b[32m"
 RED: Final = "\x1b[31m"
 RESET: Final = "\x1b[0m"
+INDENT: Final = 16  # of a line's text, behind time and mark
+MAX_WIDTH: Final = 140
 
 
 class Teller:
@@ -20,6 +24,7 @@ class Teller:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._width = min(shutil.get_terminal_size((120, 24)).columns, MAX_WIDTH)
         self._colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
 
     @property
@@ -33,16 +38,22 @@ class Teller:
 
     def say(self, text: str) -> None:
         """Tell a fact."""
-        stamp = self._paint(f"{self.seconds:6.1f} s", DIM)
-        self._print(f"  {stamp}  {text}")
+        self._line("", text)
 
     def good(self, text: str) -> None:
         """Tell what came out as it should."""
-        self.say(f"{self._paint('ok', GREEN)}  {text}")
+        self._line(self._paint("ok", GREEN), text)
 
     def bad(self, text: str) -> None:
         """Tell what did not."""
-        self.say(f"{self._paint('no', RED)}  {text}")
+        self._line(self._paint("no", RED), text)
+
+    def _line(self, mark: str, text: str) -> None:
+        stamp = self._paint(f"{self.seconds:6.1f} s", DIM)
+        first, *rest = textwrap.wrap(text, self._width - INDENT, break_long_words=False) or [""]
+        self._print(f"  {stamp}  {mark or '  '}  {first}")
+        for line in rest:
+            self._print(" " * INDENT + line)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Tell a small table; numbers stand right, words left."""
@@ -53,7 +64,7 @@ class Teller:
                 for cell, width in zip(row, widths, strict=True)
             ]
             line = "  ".join(cells).rstrip()
-            self._print(" " * 12 + (self._paint(line, DIM) if index == 0 else line))
+            self._print(" " * INDENT + (self._paint(line, DIM) if index == 0 else line))
 
     def _paint(self, text: str, code: str) -> str:
         return f"{code}{text}{RESET}" if self._colour else text

@@ -87,6 +87,10 @@ class Traffic:
         right = sum(self.books[device].right[version] for device in devices)
         return right / served if served else None
 
+    def served_on(self, version: str) -> tuple[str, ...]:
+        """Return the devices from which an answer of this version came."""
+        return tuple(sorted(d for d, book in self.books.items() if book.served[version]))
+
     def _spawn(self, device: str, number: int, over: threading.Event) -> None:
         thread = threading.Thread(
             target=self._drive, args=(device, number, over), name=f"{device}/{number}", daemon=True
