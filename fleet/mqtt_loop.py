@@ -149,8 +149,8 @@ class Link:
         if reason.is_failure:
             self._failed(str(reason), time.monotonic())
             return
-        if self._failures > 1:
-            log.info("%s: connected again after %d tries", self.client_id, self._failures)
+        if self._failures:
+            log.info("%s: connected again", self.client_id)
         self._failures = 0
         self.generation += 1
         self.ready = True
