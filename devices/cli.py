@@ -1,6 +1,7 @@
 """The command `skerry demo`: the whole story on real input."""
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def demo(
         json=as_json,
         examples=examples.absolute(),
     )
+    signal.signal(signal.SIGTERM, _end)
     try:
         smudged_devices(options.smudge)
         ok = _tell(options)
@@ -87,12 +89,22 @@ def _tell(options: DemoOptions) -> bool:
         if options.json:
             click.echo(msgspec.json.encode(story.summary).decode())
         if not options.headless:
-            _stay(world, teller)
+            _stay(world, story, teller)
     return ok
 
 
-def _stay(world: World, teller: Teller) -> None:
-    teller.say(f"the console: {world.run_info.get('console_url', '(the fleet did not start)')}")
+def _stay(world: World, story: Story, teller: Teller) -> None:
+    url, token = world.run_info.get("console_url"), world.data / "admin.token"
+    if url is None:
+        return
+    teller.say(
+        f"the console, with the traffic going on: {url}login?token={token.read_text().strip()}"
+    )
     teller.say("Ctrl-C ends everything and leaves nothing behind")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), story.traffic_going_on():
         world.wait()
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """End as on Ctrl-C: whoever asks for the end, nothing stays behind."""
+    raise KeyboardInterrupt

@@ -338,4 +338,6 @@ def _fail(rollout: Rollout, reason: str, now: float) -> list[Decision]:
 
 def _completed(rollout: Rollout, assignments: Mapping[str, Assignment]) -> str:
     whole = Stage("all", devices=tuple(d for stage in rollout.stages for d in stage.devices))
-    return f"{count(whole, assignments).sentence()}, in {len(rollout.stages)} stages"
+    many = len(rollout.stages)
+    stages = "one stage" if many == 1 else f"{many} stages"
+    return f"{count(whole, assignments).sentence()}, in {stages}"

@@ -8,9 +8,10 @@
 6 account    the client's book against what the fleet stored
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -272,6 +273,18 @@ class Story:
             cursor = page["next"]
             if not cursor:
                 return stored
+
+    @contextlib.contextmanager
+    def traffic_going_on(self) -> Iterator[None]:
+        """Let the client go on asking, for whoever looks at the console after the story."""
+        if self._traffic is None:
+            yield
+            return
+        self._traffic.start()
+        try:
+            yield
+        finally:
+            self._traffic.stop()
 
     # --- what several steps need ---------------------------------------------------
 

@@ -52,10 +52,13 @@ class Traffic:
         self._stop = threading.Event()
         self._smudged: frozenset[str] = frozenset()
         self._threads: list[threading.Thread] = []
+        self._round = 0  # of starts; part of every id, since an id is used once
         self.books: Final = {device: Book() for device in urls}
 
     def start(self) -> None:
-        """Begin asking; a device without a model is asked again until it has one."""
+        """Begin asking, or go on after `stop`; a device without a model is waited for."""
+        self._round += 1
+        self._stop = threading.Event()
         for device in self._urls:
             self._spawn(device, 0, self._stop)
 
@@ -64,6 +67,7 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
+        self._threads.clear()
 
     def smudge(self, devices: tuple[str, ...]) -> None:
         """Smudge the lens of these devices from now on."""
@@ -100,7 +104,7 @@ class Traffic:
 
     def _drive(self, device: str, number: int, over: threading.Event) -> None:
         book = self.books[device]
-        rng = np.random.default_rng([self._seed, *device.encode(), number])
+        rng = np.random.default_rng([self._seed, *device.encode(), self._round, number])
         client = Client(self._urls[device])
         self._await_model(client, over)
         count = 0
@@ -111,7 +115,8 @@ class Traffic:
             due = max(due + self._interval_s, time.monotonic() - self._interval_s)
             image, label = self._shoot(device, rng)
             count += 1
-            self._ask(client, book, f"{device}-{number}-{count:06d}", image, label)
+            request = f"{device}-{self._round}-{number}-{count:06d}"
+            self._ask(client, book, request, image, label)
         client.close()
 
     def _await_model(self, client: Client, over: threading.Event) -> None:
