@@ -7,9 +7,10 @@ everybody at once is nobody's fault. Its spread comes from the devices' changes,
 moderated by the spread of windows within devices, so that three canaries are enough.
 
 A metric
-- **failed** if its effect is at least the floor and beyond chance,
-- **successful** if even the far end of its interval stays below the floor,
-- **inconclusive** otherwise, or without enough windows: never passed on silence.
+- **failed** if its effect is at least the floor and beyond chance (`alpha`),
+- **successful** if what it may be at most (`beta`) stays below the floor,
+- **inconclusive** otherwise, or without enough windows: never passed on silence. As long
+  as more windows can still come, that is said to be too early (`insufficient`).
 
 `prediction` compares class distributions by total variation (half the sum of
 absolute differences, 0 to 1), with the part that chance alone gives taken off.
@@ -39,6 +40,7 @@ Series = Mapping[str, DeviceSeries]
 Score = Callable[[DeviceWindow], Floats]
 Changes = tuple[Floats, int, Floats]  # devices' changes, how many are canaries, noise
 MIN_CONTROL: Final = 2  # devices
+CONTROL_SHARE: Final = 0.5  # of the controls that must have enough windows; others are left out
 FIXED_POINT: Final = 1_000_000  # scale of every column's sums, `sketch.NumericSpec`
 
 
@@ -48,18 +50,24 @@ class AnalysisPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: tuple[str, ...] = ("prediction", "errors")  # those that gate; others are reported
     min_windows_before: int = 20  # of each device
     min_windows_after: int = 6  # of each device
+    max_windows_after: int = 18  # of each device: what they cannot tell apart is inconclusive
     min_window_n: int = 30  # predictions in a window
     effect_floor: float = 0.15  # of `prediction`, total variation
     error_floor: float = 0.02  # of `errors`, rate
     confidence_floor: float = 0.5  # of `confidence`, baseline standard deviations
     latency_floor: float = 1.5  # of `latency_us`, ratio
-    alpha: float = 0.001  # chance of a false failure of one metric at one look
+    alpha: float = 0.001  # chance of failing a metric that has not changed, at one look
+    beta: float = 0.01  # chance of passing a metric whose effect is its floor, at one look
     max_wait_s: float = 60.0  # for enough windows, after the bake
 
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """One metric's effect, with the interval at 1 - alpha and what it was held against."""
+    """One metric's effect and what it was held against.
+
+    `low` is what the effect is at least, at confidence 1 - alpha; `high` what it is at
+    most, at 1 - beta: what it takes to be failed, and what it takes to pass.
+    """
 
     name: str
     state: AnalysisState
@@ -94,37 +102,51 @@ def analyse(plan: AnalysisPlan, baseline: Baseline, canary: Series, control: Ser
         canary: series of the devices with the new bundle, from `windows.split`.
         control: series of the others.
     """
-    everyone = [*canary.values(), *control.values()]
-    before = min((len(series.before) for series in everyone), default=0)
-    after = min((len(series.after) for series in everyone), default=0)
+    ready = {d: series for d, series in control.items() if _enough(plan, series)}
+    compared = [*canary.values(), *ready.values()]
+    before = min((len(series.before) for series in compared), default=0)
+    after = min((len(series.after) for series in compared), default=0)
+    aside = f" ({len(control) - len(ready)} left out)" if len(ready) < len(control) else ""
     sizes = (
-        f"{len(canary)} canaries against {len(control)} controls, "
+        f"{len(canary)} canaries against {len(ready)} controls{aside}, "
         f"at least {before} windows before and {after} after on each"
     )
-    missing = _missing(plan, canary, control, before, after)
+    missing = _missing(plan, canary, len(control), len(ready))
     if missing:
         return Verdict(
             AnalysisState.INCONCLUSIVE, f"not enough data: {missing} ({sizes})", True, (),
-            len(canary), len(control), before, after,
+            len(canary), len(ready), before, after,
         )  # fmt: skip
-    results = tuple(_measure(plan, baseline, canary, control))
+    results = tuple(_measure(plan, baseline, canary, ready))
     gating = [result for result in results if result.gates]
     state, worst = _overall(gating)
+    early = state is AnalysisState.INCONCLUSIVE and after < plan.max_windows_after
     return Verdict(
-        state, f"{_sentence(worst, plan)}; {sizes}", False, results,
-        len(canary), len(control), before, after,
+        state, f"{_sentence(worst, plan)}; {sizes}", early, results,
+        len(canary), len(ready), before, after,
     )  # fmt: skip
 
 
-def _missing(
-    plan: AnalysisPlan, canary: Series, control: Series, before: int, after: int
-) -> str | None:
-    if not canary or len(control) < MIN_CONTROL:
+def _enough(plan: AnalysisPlan, series: DeviceSeries) -> bool:
+    return (
+        len(series.before) >= plan.min_windows_before
+        and len(series.after) >= plan.min_windows_after
+    )
+
+
+def _missing(plan: AnalysisPlan, canary: Series, controls: int, ready: int) -> str | None:
+    """Say what is missing; a silent control is left out, a silent canary is waited for."""
+    if not canary or controls < MIN_CONTROL:
         return f"a comparison needs a canary and {MIN_CONTROL} controls"
+    before = min(len(series.before) for series in canary.values())
+    after = min(len(series.after) for series in canary.values())
     if before < plan.min_windows_before:
         return f"{plan.min_windows_before} windows before are needed, there are {before}"
     if after < plan.min_windows_after:
         return f"{plan.min_windows_after} windows after are needed, there are {after}"
+    needed = max(MIN_CONTROL, math.ceil(controls * CONTROL_SHARE))
+    if ready < needed:
+        return f"{needed} controls with as many windows are needed, there are {ready}"
     return None
 
 
@@ -134,21 +156,19 @@ def _measure(
     results = []
     if _has_classes(canary):
         values = _changes(canary, control, _class_shares)
-        distance = _distance(*values, plan.alpha)
+        distance = _distance(*values, plan)
         results.append(_result(plan, "prediction", *distance, plan.effect_floor))
     rates = _changes(canary, control, lambda w: np.array([w.errors / max(1, w.n + w.errors)]))
-    results.append(_result(plan, "errors", *_difference(*rates, plan.alpha), plan.error_floor))
+    results.append(_result(plan, "errors", *_difference(*rates, plan), plan.error_floor))
     scale = _spread(baseline)
     if scale is not None:
-        means = _changes(canary, control, lambda w: np.array([_mean_confidence(w)]))
-        effect, low, high, p = _difference(*means, plan.alpha)
         # only a fall of confidence can be bad news
+        falls = _changes(canary, control, lambda w: np.array([-_mean_confidence(w) / scale]))
         results.append(
-            _result(plan, "confidence", -effect / scale, -high / scale, -low / scale, p,
-                    plan.confidence_floor)
-        )  # fmt: skip
+            _result(plan, "confidence", *_difference(*falls, plan), plan.confidence_floor)
+        )
     logs = _changes(canary, control, lambda w: np.array([_log_median(w, baseline)]))
-    effect, low, high, p = _difference(*logs, plan.alpha)
+    effect, low, high, p = _difference(*logs, plan)
     results.append(
         _result(plan, "latency_us", math.exp(effect), math.exp(low), math.exp(high), p,
                 plan.latency_floor)
@@ -187,8 +207,8 @@ def _sentence(result: MetricResult | None, plan: AnalysisPlan) -> str:
         "confidence": "confidence fell by {} baseline standard deviations",
         "latency_us": "latency is {} times what it was",
     }[result.name].format(f"{result.effect:.3f}")
-    interval = f"{1 - plan.alpha:.1%} interval {result.low:.3f} to {result.high:.3f}"
-    held = f"beyond the controls, {interval}, floor {result.floor:g}"
+    interval = f"interval {result.low:.3f} to {result.high:.3f}"
+    held = f"beyond the controls ({interval}), floor {result.floor:g}"
     ending = {
         AnalysisState.FAILED: "too much",
         AnalysisState.SUCCESSFUL: "within bounds",
@@ -220,19 +240,20 @@ def _standard_error(changes: Floats, canaries: int, noise: Floats) -> tuple[Floa
 
 
 def _difference(
-    changes: Floats, canaries: int, noise: Floats, alpha: float
+    changes: Floats, canaries: int, noise: Floats, plan: AnalysisPlan
 ) -> tuple[float, float, float, float]:
     """Return effect, interval and p-value of a scalar metric."""
     error, dof = _standard_error(changes, canaries, noise)
     effect = float(changes[:canaries].mean() - changes[canaries:].mean())
     if error[0] == 0.0:
         return effect, effect, effect, 0.0 if effect else 1.0
-    reach = student_quantile(alpha, dof) * float(error[0])
-    return effect, effect - reach, effect + reach, student_two_sided(effect / float(error[0]), dof)
+    below, above = _reach(plan, dof)
+    low, high = effect - below * float(error[0]), effect + above * float(error[0])
+    return effect, low, high, student_two_sided(effect / float(error[0]), dof)
 
 
 def _distance(
-    changes: Floats, canaries: int, noise: Floats, alpha: float
+    changes: Floats, canaries: int, noise: Floats, plan: AnalysisPlan
 ) -> tuple[float, float, float, float]:
     """Return total variation without its expectation by chance, interval and p-value.
 
@@ -242,11 +263,17 @@ def _distance(
     vector = changes[:canaries].mean(0) - changes[canaries:].mean(0)
     effect = float(np.sqrt(np.maximum(vector**2 - error**2, 0.0)).sum()) / 2.0
     # classes share one sum: their errors are taken as independent, which errs outward
-    reach = student_quantile(alpha, dof) * float(np.sqrt((error**2).sum())) / 2.0
+    spread = float(np.sqrt((error**2).sum())) / 2.0
+    below, above = _reach(plan, dof)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.nan_to_num(np.abs(vector) / error, nan=0.0, posinf=math.inf)
     p_value = min(1.0, student_two_sided(float(scores.max()), dof) * len(vector))
-    return effect, max(0.0, effect - reach), min(1.0, effect + reach), p_value
+    return effect, max(0.0, effect - below * spread), min(1.0, effect + above * spread), p_value
+
+
+def _reach(plan: AnalysisPlan, dof: float) -> tuple[float, float]:
+    """Return how many standard errors an interval goes down, and up."""
+    return student_quantile(plan.alpha, dof), student_quantile(2.0 * plan.beta, dof)
 
 
 # --- one number, or one vector, of a window --------------------------------------

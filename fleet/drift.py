@@ -27,15 +27,23 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.stats import benjamini_hochberg, moderate, student_two_sided
-from fleet.windows import DeviceWindow, by_device, current_run, merged
+from fleet.stats import (
+    benjamini_hochberg,
+    memory,
+    moderate,
+    spread_of_mean,
+    student_two_sided,
+)
+from fleet.windows import DeviceWindow, by_device, current_run
 from skerry.manifest import Baseline
 from skerry.sketch import NumericCounts, NumericSpec
 
 __all__ = ["DeviceDrift", "DriftReport", "DriftSettings", "FeatureDrift", "GroupDrift", "assess"]
 
 Floats = NDArray[np.float64]
+Tables = dict[str, Floats]  # feature -> scores of its cells
 DeviceVerdict = Literal["quiet", "drift", "insufficient"]
+LEAST_SEEN: Final = 0.25  # of a slow wander's variance, in the shortest stretch believed
 NOT_FEATURES: Final = frozenset({"prediction", "confidence", "latency_us"})
 
 
@@ -133,13 +141,14 @@ def assess(
     names = sorted(
         {name for b in baselines.values() for name in b.columns if name not in NOT_FEATURES}
     )
+    tables = {bundle: _tables(baseline, names) for bundle, baseline in baselines.items()}
     runs = {device: current_run(full.get(device, ())) for device in sorted(site_of)}
     changes: dict[str, _Change] = {}
     for device, run in runs.items():
         if run and run[-1].bundle in baselines:
             since = (onset or {}).get(device)
-            baseline = baselines[run[-1].bundle]
-            change = _change(device, site_of[device], run, baseline, names, settings, since)
+            known = tables[run[-1].bundle]
+            change = _change(device, site_of[device], run, known, names, settings, since)
             if change is not None:
                 changes[device] = change
     groups, common = _groups(list(changes.values()), names, settings)
@@ -147,7 +156,7 @@ def assess(
     return DriftReport(
         at=now,
         devices=[
-            _report(device, site_of[device], runs[device], baselines, changes.get(device),
+            _report(device, site_of[device], runs[device], changes.get(device),
                     found.get(device, []), names, settings)
             for device in sorted(site_of)
         ],
@@ -169,15 +178,26 @@ def _bin_scores(spec: NumericSpec, baseline: NumericCounts) -> Floats:
     return np.array([inner[0] - step, *inner, inner[-1] + step])
 
 
-def _score(column: object, cells: Floats) -> float:
-    if not isinstance(column, NumericCounts) or len(column.bins) + 2 != len(cells):
-        return 0.0
-    counts = np.array([column.below, *column.bins, column.above], dtype=np.float64)
-    total = counts.sum()
-    return float(counts @ cells / total) if total else 0.0
+def _scores(windows: Sequence[DeviceWindow], names: Sequence[str], tables: Tables) -> Floats:
+    """Return the score of each window and feature: float [windows, features]."""
+    made = np.zeros((len(windows), len(names)))
+    for index, name in enumerate(names):
+        if (cells := tables.get(name)) is None:
+            continue
+        counts = np.array([_counts(w.columns.get(name), len(cells)) for w in windows], np.float64)
+        total = counts.sum(1)
+        np.divide(counts @ cells, total, out=made[:, index], where=total > 0)
+    return made
 
 
-def _tables(baseline: Baseline, names: Sequence[str]) -> dict[str, Floats]:
+def _counts(column: object, cells: int) -> list[int]:
+    if not isinstance(column, NumericCounts) or len(column.bins) + 2 != cells:
+        return [0] * cells
+    return [column.below, *column.bins, column.above]
+
+
+def _tables(baseline: Baseline, names: Sequence[str]) -> Tables:
+    """Return the score of every cell of every feature that the baseline knows."""
     tables = {}
     for name in names:
         column = baseline.columns.get(name)
@@ -192,7 +212,7 @@ def _change(
     device: str,
     site: str,
     run: Sequence[DeviceWindow],
-    baseline: Baseline,
+    tables: Tables,
     names: Sequence[str],
     settings: DriftSettings,
     since: float | None,
@@ -203,15 +223,7 @@ def _change(
     past = past[-settings.reference_windows :]
     if len(current) < settings.current_windows or len(past) < settings.min_reference_windows:
         return None
-    tables = _tables(baseline, names)
-    empty = np.zeros(2)
-
-    def scores(windows: Sequence[DeviceWindow]) -> Floats:
-        return np.array(
-            [[_score(w.columns.get(n), tables.get(n, empty)) for n in names] for w in windows]
-        )
-
-    return _Change(device, site, scores(past), scores(current))
+    return _Change(device, site, _scores(past, names, tables), _scores(current, names, tables))
 
 
 # --- levels of blame ------------------------------------------------------------------
@@ -277,14 +289,16 @@ def _moved(
     """Return for each device the features in which it drifted by itself."""
     if not changes or not names:
         return {}
-    pooled = np.mean([change.reference.var(0, ddof=1) for change in changes], axis=0)
+    alike = memory([change.reference for change in changes])
+    spreads = [_variance(change.reference, alike) for change in changes]
+    pooled = np.mean(spreads, axis=0)
     tests: list[tuple[_Change, int, float, float]] = []
-    for change in changes:
+    for change, spread in zip(changes, spreads, strict=True):
         own = change.delta - common[change.site]
         n_past, n_now = len(change.reference), len(change.current)
-        variance, dof = moderate(change.reference.var(0, ddof=1), pooled, n_past - 1)
-        # windows of one device wander together: its past says how far between few of them
-        error = np.sqrt(variance * (1 / n_past + 1 / n_now)) + 1e-9
+        variance, dof = moderate(spread, pooled, n_past - 1)
+        reach = spread_of_mean(n_past, alike) + spread_of_mean(n_now, alike)
+        error = np.sqrt(variance * reach) + 1e-9
         tests.extend(
             (change, index, float(own[index]),
              student_two_sided(float(own[index] / error[index]), dof))
@@ -306,6 +320,13 @@ def _moved(
     return found
 
 
+def _variance(scores: Floats, alike: Floats) -> Floats:
+    """Return the variance of windows; a short stretch of a slow wander looks too calm."""
+    n = len(scores)
+    seen = 1.0 - (n * spread_of_mean(n, alike) - 1.0) / (n - 1)
+    return np.asarray(scores.var(0, ddof=1) / np.maximum(seen, LEAST_SEEN))
+
+
 # --- words --------------------------------------------------------------------------------
 
 
@@ -313,7 +334,6 @@ def _report(
     device: str,
     site: str,
     run: Sequence[DeviceWindow],
-    baselines: Mapping[str, Baseline],
     change: _Change | None,
     features: list[FeatureDrift],
     names: Sequence[str],
@@ -323,7 +343,7 @@ def _report(
     past = 0 if change is None else len(change.reference)
     current = run[-settings.current_windows :]
     stuck = [] if change is None else _stuck(current, names)
-    skew = {} if change is None else _beyond_training(current, baselines, names, settings)
+    skew = {} if change is None else _beyond_training(change, names, settings)
     verdict: DeviceVerdict = "quiet"
     if change is None:
         verdict = "insufficient"
@@ -357,12 +377,8 @@ def _stuck(current: Sequence[DeviceWindow], names: Sequence[str]) -> list[str]:
 
 
 def _beyond_training(
-    current: Sequence[DeviceWindow],
-    baselines: Mapping[str, Baseline],
-    names: Sequence[str],
-    settings: DriftSettings,
+    change: _Change, names: Sequence[str], settings: DriftSettings
 ) -> dict[str, float]:
-    tables = _tables(baselines[current[-1].bundle], names)
-    columns = merged(current)
-    scores = {name: _score(columns.get(name), table) for name, table in tables.items()}
-    return {name: score for name, score in scores.items() if abs(score) >= settings.skew_sd}
+    """Return how far from the training data the current windows are, where it is far."""
+    scores = zip(names, change.current.mean(0), strict=True)
+    return {name: float(score) for name, score in scores if abs(score) >= settings.skew_sd}

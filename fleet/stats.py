@@ -1,6 +1,8 @@
 """The few statistics that canary analysis and drift share, in numpy and plain Python.
 
-Student's t by the incomplete beta function (Press et al., Numerical Recipes, 6.4);
+A mean over windows is as uncertain as its windows are few and alike: neighbouring
+windows of a device see the same hour, so ten of them say less than ten (Bartlett 1946;
+the bias of short series after Marriott and Pope 1954). Student's t by the incomplete beta function (Press et al., Numerical Recipes, 6.4);
 moderated variance after Smyth (2004), Statistical Applications in Genetics and
 Molecular Biology 3(1): few devices borrow the spread of their siblings; the
 procedure of Benjamini and Hochberg (1995) for many looks at once.
@@ -13,10 +15,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["benjamini_hochberg", "moderate", "student_quantile", "student_two_sided"]
+__all__ = [
+    "benjamini_hochberg",
+    "memory",
+    "moderate",
+    "spread_of_mean",
+    "student_quantile",
+    "student_two_sided",
+]
 
 Floats = NDArray[np.float64]
 MAX_TERMS: Final = 300  # of the continued fraction
+MAX_MEMORY: Final = 0.95  # beyond that, a series says nothing of its own spread
 PRIOR_WEIGHT: Final = 10.0  # degrees of freedom that the pooled prior counts for
 
 
@@ -51,6 +61,35 @@ def moderate(
     """
     moderated = (weight * prior + dof * variance) / (weight + dof)
     return moderated, weight + dof
+
+
+def memory(series: Sequence[Floats]) -> Floats:
+    """Return how much neighbouring windows resemble each other, 0 to `MAX_MEMORY`.
+
+    Args:
+        series: of each device, float [windows, k]; at least two windows each.
+
+    Returns:
+        float [k], the first autocorrelation of all devices together, its small-sample
+        bias taken off.
+    """
+    joint = np.sum([((x - x.mean(0))[:-1] * (x - x.mean(0))[1:]).sum(0) for x in series], axis=0)
+    whole = np.sum([((x - x.mean(0)) ** 2).sum(0) for x in series], axis=0)
+    raw = np.divide(joint, whole, out=np.zeros_like(whole), where=whole > 0)
+    length = float(np.mean([len(x) for x in series]))
+    return np.asarray(np.clip(raw + (1.0 + 3.0 * raw) / length, 0.0, MAX_MEMORY))
+
+
+def spread_of_mean(windows: int, alike: Floats) -> Floats:
+    """Return the variance of a mean over windows, in units of one window's variance.
+
+    Args:
+        windows: how many follow each other.
+        alike: float [k], from `memory`; 0 gives ``1 / windows``.
+    """
+    lags = np.arange(1, windows)[:, np.newaxis]
+    excess = ((1.0 - lags / windows) * alike**lags).sum(0)
+    return np.asarray((1.0 + 2.0 * excess) / windows)
 
 
 def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:

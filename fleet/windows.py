@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from skerry.sketch import Column, merge_columns
+from skerry.sketch import Column
 
-__all__ = ["DeviceSeries", "DeviceWindow", "by_device", "current_run", "merged", "split"]
+__all__ = ["DeviceSeries", "DeviceWindow", "by_device", "current_run", "split"]
 
 MAX_BEFORE: Final = 60  # windows of the past that a comparison looks at
 
@@ -55,14 +55,6 @@ def current_run(windows: Sequence[DeviceWindow]) -> list[DeviceWindow]:
         return []
     bundle = max(windows, key=lambda w: w.start).bundle
     return sorted((w for w in windows if w.bundle == bundle), key=lambda w: w.start)
-
-
-def merged(windows: Iterable[DeviceWindow]) -> dict[str, Column]:
-    """Return the counts of several windows of one bundle in one."""
-    columns: dict[str, Column] = {}
-    for window in windows:
-        columns = merge_columns(columns, dict(window.columns))
-    return columns
 
 
 def split(

@@ -1,5 +1,6 @@
 """A canary's verdict: failed, successful, or honestly not yet known."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ from tests.fakes.windows import BASELINE, FakeDevice, names
 
 
 def compare(
-    seed: int = 1, before: int = 20, after: int = 6, everybody: float = 0.0, **canary: Any
+    seed: int = 1,
+    before: int = 20,
+    after: int = 6,
+    everybody: float = 0.0,
+    silent: Collection[str] = (),
+    **canary: Any,
 ) -> Verdict:
-    """Three canaries of twelve; `everybody` is a collapse that hits all of them."""
+    """Three canaries of twelve; `everybody` is a collapse that hits all, `silent` send no more."""
     series = {}
     for name in names():
         device = FakeDevice(name, seed)
@@ -23,7 +29,11 @@ def compare(
             is_canary,
             DeviceSeries(
                 tuple(device.window(t) for t in range(before)),
-                tuple(device.window(t, **changed) for t in range(before, before + after)),
+                tuple(
+                    device.window(t, **changed)
+                    for t in range(before, before + after)
+                    if name not in silent
+                ),
             ),
         )
     return analyse(
@@ -52,10 +62,13 @@ def test_what_happens_to_everybody_is_nobodys_fault() -> None:
     assert compare(everybody=0.35, collapse=0.35).state is AnalysisState.SUCCESSFUL
 
 
-def test_an_effect_at_the_floor_is_not_told_apart() -> None:
-    verdict = compare(collapse=0.12)
-    assert verdict.state is AnalysisState.INCONCLUSIVE
-    assert not verdict.insufficient
+def test_an_effect_near_the_floor_is_too_early_to_say_until_windows_enough_have_come() -> None:
+    early, late = compare(collapse=0.14), compare(collapse=0.165, after=18)
+    for verdict in (early, late):
+        assert verdict.state is AnalysisState.INCONCLUSIVE
+        assert "not yet told apart" in verdict.reason
+    assert early.insufficient
+    assert not late.insufficient
 
 
 @pytest.mark.parametrize(("before", "after"), [(19, 6), (20, 5), (0, 0)])
@@ -64,6 +77,17 @@ def test_too_few_windows_are_never_a_pass(before: int, after: int) -> None:
     assert verdict.state is AnalysisState.INCONCLUSIVE
     assert verdict.insufficient
     assert "are needed, there are" in verdict.reason
+
+
+def test_a_silent_control_is_left_out_and_a_silent_canary_waited_for() -> None:
+    without = compare(silent=("airport-01", "airport-02"))
+    assert without.state is AnalysisState.SUCCESSFUL
+    assert (without.canaries, without.controls) == (3, 7)
+    assert "against 7 controls (2 left out)" in without.reason
+    most = compare(silent=[name for name in names() if name.startswith("airport")])
+    assert most.insufficient
+    assert "5 controls with as many windows are needed, there are 3" in most.reason
+    assert compare(silent=("harbour-01",)).insufficient
 
 
 def test_no_controls_are_not_enough_data() -> None:
