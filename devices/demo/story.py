@@ -253,6 +253,8 @@ class Story:
         repeated = totals["rows"] - totals["distinct_ids"]
         book.double = repeated + max(0, totals["sketch_rows"] - totals["distinct_ids"])
         book.unconfirmed = len(stored - answered)
+        if book.lost:
+            self.tell.bad(f"lost: {', '.join(sorted(answered - stored)[:8])}")
         retried = sum(book.retried for book in self.traffic.books.values())
         self.tell.say(
             f"{book.sent:,} sent, {book.answered:,} answered, {book.counted:,} counted, "
