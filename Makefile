@@ -54,9 +54,9 @@ check-imports:
 check-lock:
 	@$(BIN)/python tools/lock.py --check
 
-# Each tools/draw_*.py writes one document; with --check it only says whether the one in the tree is current.
+# Each tools/draw_*.py and tools/generate_*.py writes one document; with --check it only says whether the one in the tree is current.
 check-docs:
-	@for tool in $(wildcard tools/draw_*.py); do $(BIN)/python "$$tool" --check || exit 1; done
+	@for tool in $(wildcard tools/draw_*.py tools/generate_*.py); do $(BIN)/python "$$tool" --check || exit 1; done
 
 check-wheel: venv
 	@$(BIN)/python tools/check_wheel.py
