@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from fleet.command import PATH, Group, data_option, json_option, print_json, print_lines
+from fleet.command import (
+    PATH,
+    Group,
+    data_option,
+    json_option,
+    print_json,
+    print_lines,
+    print_table,
+)
 from skerry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +39,10 @@ def fleet() -> None:
 @click.option("--fleet-id", default="main", show_default=True, help="The fleet's name on the wire.")
 @json_option
 def fleet_init(data: Path, fleet_id: str, as_json: bool) -> None:
-    """Make a new fleet: its settings, online keys, certificate authority and database."""
+    """Make a new fleet.
+
+    Its settings, its online keys, the operators' token and an empty database.
+    """
     from fleet.setup import init_fleet
 
     config = init_fleet(data, fleet_id, now=datetime.now(UTC))
@@ -61,7 +72,7 @@ def fleet_run(
     broker_port: int | None,
     as_json: bool,
 ) -> None:
-    """Run the fleet service until it is told to stop (Ctrl-C, or SIGTERM).
+    """Run the fleet until Ctrl-C or SIGTERM.
 
     Where it is found is printed once it answers, and kept in DATA/run.json meanwhile.
     """
@@ -86,7 +97,7 @@ def fleet_run(
 
 @click.group(cls=Group)
 def keys() -> None:
-    """Make signing keys."""
+    """Make and list signing keys."""
 
 
 @keys.command("ceremony")
@@ -95,9 +106,10 @@ def keys() -> None:
 @click.option("--publisher", "publishers", multiple=True, required=True, help="A publisher's name.")
 @json_option
 def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: bool) -> None:
-    """Make the offline root keys and publishers' keys, and sign the fleet's roots with them.
+    """Make the offline keys, and sign the fleet's roots.
 
-    Asks for a passphrase for every key, unless SKERRY_KEY_PASSPHRASE gives one for all.
+    Three root keys, one of each publisher and one of the certificate authority. Asks for
+    a passphrase for every key, unless SKERRY_KEY_PASSPHRASE gives one for all.
     """
     from fleet.ceremony import perform
 
@@ -106,6 +118,21 @@ def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: b
         print_json(performed.facts())
         return
     print_lines(performed.checklist())
+
+
+@keys.command("list")
+@data_option
+@json_option
+def keys_list(data: Path, as_json: bool) -> None:
+    """List the fleet's own keys, to compare with the ceremony's fingerprints."""
+    from fleet.keystore import read_public
+
+    public = read_public(data / "keys" / "public.json")
+    ids = public.key_ids()
+    if as_json:
+        print_json({"fleet_id": public.fleet_id, "online": ids})
+        return
+    print_table(("key", "id"), [(f"online {role}", key_id) for role, key_id in ids.items()])
 
 
 def _passphrase(name: str) -> bytes:

@@ -82,6 +82,15 @@ def test_a_ceremony_prints_a_checklist_for_people(data: Path) -> None:
     assert "[ ]" in done.stdout
 
 
+def test_the_fleets_own_keys_are_listed_as_the_ceremony_told_them(data: Path) -> None:
+    told = json.loads(hold_ceremony(data, "--json").stdout)["fingerprints"]
+    listed = json.loads(run(cli.keys, "list", "--data", data, "--json").stdout)
+    assert listed["fleet_id"] == "demo"
+    assert set(listed["online"].values()) <= set(told.values())
+    assert "online director" in run(cli.keys, "list", "--data", data).stdout
+    assert run(cli.keys, "list", "--data", data.parent).exit_code == 3
+
+
 def test_run_needs_a_fleet_and_a_ceremony(data: Path, tmp_path: Path) -> None:
     nowhere = run(cli.fleet, "run", "--data", tmp_path / "none")
     assert nowhere.exit_code == 3
@@ -95,7 +104,7 @@ def test_a_port_in_use_is_one_clear_message(data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(cli.fleet, "run", "--data", data, "--host", "127.0.0.1", "--port", str(port))
-    assert done.exit_code == 4
+    assert done.exit_code == 5
     assert f"expected port {port} of 127.0.0.1 to be free for operators" in done.stderr
     assert done.stderr.count("\n") == 1
 
