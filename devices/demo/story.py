@@ -32,6 +32,7 @@ WINDOWS_BEFORE: Final = 20  # of each device, before the release that must be to
 WINDOWS_BEFORE_FIRST: Final = 10  # before the first canary
 WINDOWS_AFTER: Final = 6
 MIN_REQUESTS: Final = 20_000
+SETTLE_S: Final = 45.0  # a batch whose answer was lost goes out again after 20 s
 KILLED_DEVICE: Final = "harbour-03"
 PROBATION: Final = {"min_answered": 60, "min_seconds": 2.0, "timeout_s": 20.0}
 ENDS: Final = {"completed", "aborted", "rolled_back", "denied", "archived", "paused"}
@@ -241,7 +242,7 @@ class Story:
             return bool(stored >= len(answered) and sketched >= len(answered))
 
         try:
-            wait_for("every answer stored", all_stored, 20, 0.3)
+            wait_for("every answer stored", all_stored, SETTLE_S, 0.3)
         except SkerryError as late:
             self.tell.bad(str(late))
         stored = self._stored_ids()
