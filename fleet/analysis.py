@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.stats import moderate, student_quantile, student_two_sided
-from fleet.windows import DeviceSeries, DeviceWindow
+from fleet.windows import MAX_BEFORE, DeviceSeries, DeviceWindow
 from skerry.manifest import Baseline
 from skerry.sketch import CategoricalCounts, NumericCounts, NumericSpec, big_to_int
 from skerry.states import AnalysisState
@@ -39,6 +39,7 @@ Floats = NDArray[np.float64]
 Series = Mapping[str, DeviceSeries]
 Score = Callable[[DeviceWindow], Floats]
 Changes = tuple[Floats, int, Floats]  # devices' changes, how many are canaries, noise
+METRICS: Final = ("prediction", "errors", "confidence", "latency_us")
 MIN_CONTROL: Final = 2  # devices
 CONTROL_SHARE: Final = 0.5  # of the controls that must have enough windows; others are left out
 FIXED_POINT: Final = 1_000_000  # scale of every column's sums, `sketch.NumericSpec`
@@ -57,8 +58,24 @@ class AnalysisPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     confidence_floor: float = 0.5  # of `confidence`, baseline standard deviations
     latency_floor: float = 1.5  # of `latency_us`, ratio
     alpha: float = 0.001  # chance of failing a metric that has not changed, at one look
-    beta: float = 0.01  # chance of passing a metric whose effect is its floor, at one look
+    beta: float = 0.003  # chance of passing a metric whose effect is its floor, at one look
     max_wait_s: float = 60.0  # for enough windows, after the bake
+
+    def __post_init__(self) -> None:
+        """Refuse what no analysis could be made with; a decoder turns it into its own error."""
+        unknown = sorted(set(self.metrics) - set(METRICS))
+        if unknown or not self.metrics:
+            raise ValueError(f"expected metrics of {', '.join(METRICS)}, got {unknown or 'none'}")
+        # a variance needs two windows, and no more than MAX_BEFORE are looked at
+        for name, low, high in (
+            ("min_windows_before", 2, MAX_BEFORE), ("min_windows_after", 1, 10_000),
+            ("min_window_n", 1, 1 << 40), ("alpha", 1e-9, 0.5), ("beta", 1e-9, 0.5),
+            ("effect_floor", 1e-9, 1.0), ("error_floor", 1e-9, 1.0), ("max_wait_s", 0.0, 1e9),
+        ):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"expected {name} of {low:g} to {high:g}, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

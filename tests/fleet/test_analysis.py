@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+import msgspec
 import pytest
 
 from fleet.analysis import AnalysisPlan, Verdict, analyse
@@ -109,6 +110,27 @@ def test_latency_is_reported_and_does_not_gate_unless_asked() -> None:
     assert verdict.state is AnalysisState.SUCCESSFUL
     assert latency.effect == pytest.approx(4.0, rel=0.35)
     assert (latency.state, latency.gates) == (AnalysisState.FAILED, False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metrics": ["prediktion"]},
+        {"metrics": []},
+        {"min_windows_before": 1},
+        {"min_windows_before": 61},
+        {"min_windows_after": 0},
+        {"alpha": 0.0},
+        {"beta": 0.7},
+        {"effect_floor": 1.5},
+        {"max_wait_s": -1.0},
+        {"max_wait_s": float("nan")},
+        {"patience": 3},
+    ],
+)
+def test_a_plan_that_could_never_be_carried_out_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
+        msgspec.convert(wrong, AnalysisPlan)
 
 
 def test_forty_unchanged_canaries_raise_no_failure() -> None:

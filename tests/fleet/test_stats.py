@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from fleet.stats import benjamini_hochberg, moderate, student_quantile, student_two_sided
+from fleet.stats import (
+    benjamini_hochberg,
+    memory,
+    moderate,
+    spread_of_mean,
+    student_quantile,
+    student_two_sided,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +53,36 @@ def test_benjamini_and_hochbergs_own_example() -> None:
          0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # fmt: skip
     assert benjamini_hochberg(p, 0.05) == [True] * 4 + [False] * 11
     assert benjamini_hochberg([], 0.05) == []
+
+
+def test_memory_is_what_neighbours_share_and_none_where_there_is_none() -> None:
+    rng = np.random.default_rng(1)
+    still, wander = [], []
+    for _ in range(12):
+        noise = rng.normal(size=(60, 2))
+        walk = np.zeros((60, 2))
+        for at in range(1, 60):
+            walk[at] = 0.7 * walk[at - 1] + rng.normal(size=2)
+        still.append(noise)
+        wander.append(walk)
+    assert memory(still) == pytest.approx([0.0, 0.0], abs=0.12)
+    assert memory(wander) == pytest.approx([0.7, 0.7], abs=0.12)
+    assert memory([np.ones((8, 1))] * 3) == pytest.approx([1 / 8])  # nothing moves: nothing known
+
+
+def test_alike_windows_say_less_than_as_many_others() -> None:
+    spread = spread_of_mean(10, np.array([0.0, 0.5, 0.95]))
+    assert spread[0] == pytest.approx(0.1)
+    assert 0.1 < spread[1] < spread[2] < 1.0
+    assert spread_of_mean(1, np.array([0.9])) == pytest.approx([1.0])
+
+
+def test_the_spread_of_a_mean_is_that_of_a_simulated_wander() -> None:
+    rng, means = np.random.default_rng(2), []
+    for _ in range(4000):
+        value, total = rng.normal(), 0.0
+        for _ in range(5):
+            total += value
+            value = 0.6 * value + np.sqrt(1 - 0.36) * rng.normal()
+        means.append(total / 5)
+    assert np.var(means) == pytest.approx(spread_of_mean(5, np.array([0.6]))[0], rel=0.08)
