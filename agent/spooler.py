@@ -126,7 +126,7 @@ class Spooler:
         for name, boot in list(self._boots.items()):
             cursor = self._outbox.cursors.get(name)
             if cursor is not None and boot.segments and boot.segments[0].last <= cursor.acked:
-                removed += self._forget(boot, cursor.acked)
+                removed += self._forget(name, boot, cursor.acked)
                 if boot.segments:
                     self._outbox.found(name, boot.segments[0].first, 0)
             if not boot.segments and not is_live(boot.folder) and _is_bare(boot.folder):
@@ -235,8 +235,11 @@ class Spooler:
             log.warning("boot %s: records %d to %d are gone", name, first, later.first - 1)
             self._outbox.found(name, later.first, 0)
 
-    def _forget(self, boot: _Boot, acked: int) -> int:
+    def _forget(self, name: str, boot: _Boot, acked: int) -> int:
         settled = settled_upto(boot.folder)
+        if settled == DONE:
+            # the writer may have ended since the last look: what it wrote before that counts
+            self._follow(name, boot)
         removed = 0
         while boot.segments:
             segment = boot.segments[0]

@@ -148,6 +148,24 @@ def test_a_dead_boot_goes_when_it_is_stored_and_settled(tmp_path: Path) -> None:
     assert device.outbox.cursors == {}
 
 
+@pytest.mark.parametrize("size", [1 << 16, 512])
+def test_what_a_writer_adds_before_it_ends_is_not_forgotten(tmp_path: Path, size: int) -> None:
+    spool, device = writer(tmp_path, size=size), Device(tmp_path)
+    write(spool, prediction(1), prediction(2))
+    device.send()
+    device.store(boot_a=2)
+    # between two looks: more answers, their window, and the end
+    write(spool, *(prediction(n, "x" * 60) for n in range(3, 8)))
+    write(spool, window())
+    spool.close()
+    device.spooler.forget()
+    sent = [item for _, batch in device.send() for item in batch.items]
+    assert sent == [*(prediction(n, "x" * 60) for n in range(3, 8)), window()]
+    device.store(boot_a=8)
+    device.spooler.forget()
+    assert list(segments(tmp_path / "boot-a")) == []
+
+
 def test_a_restart_finds_what_was_left(tmp_path: Path) -> None:
     for boot, count in (("boot-b", 3), ("boot-a", 2)):
         spool = writer(tmp_path, boot)
