@@ -120,7 +120,7 @@ def rollout_show(rollout_id: str, url: str, token_file: Path | None, as_json: bo
     print_table(
         ("device", "stage", "state", "variant", "what happened"),
         [
-            (a["device"], a["stage"], a["state"], a["variant"] or "", a["message"] or "")
+            (a["device"], a["stage"], a["state"], a["variant"] or "", a["message"] or _took(a))
             for a in found["assignments"]
         ],
     )
@@ -194,6 +194,11 @@ def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UsageError(f"expected a date with a time and a zone (2030-01-31T08:00:00Z), got {value}")
+
+
+def _took(assignment: Any) -> str:
+    steps = assignment["steps"]
+    return f"in {steps[-1]['at'] - steps[0]['at']:.1f} s" if len(steps) > 1 else ""
 
 
 def _state(found: Any) -> str:
