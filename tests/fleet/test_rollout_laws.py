@@ -58,6 +58,7 @@ class AnyHistory(RuleBasedStateMachine):
             DEVICES,
         )  # fmt: skip
         self.skipped_by_hand = False
+        self.heard_later = False
         self.desk.settle()
 
     @rule()
@@ -87,6 +88,7 @@ class AnyHistory(RuleBasedStateMachine):
         if not under_way:
             return
         device = data.draw(st.sampled_from(sorted(under_way)))
+        self.heard_later |= self.desk.rollout.state is RolloutState.COMPLETED
         if hurry and self.desk.assignments[device].state is AssignmentState.NOTIFIED:
             self.desk.commit(device)
             return
@@ -164,7 +166,7 @@ class AnyHistory(RuleBasedStateMachine):
         desk = self.desk
         if desk.rollout.state is not RolloutState.COMPLETED or self.skipped_by_hand:
             return
-        if desk.log[-1] is not self._completion():
+        if desk.log[-1] is not self._completion() or self.heard_later:
             return  # what devices do afterwards is another matter
         assert all(known.state in ASSIGNMENT_ENDS for known in desk.assignments.values())
         rest = desk.rollout.stages[2]
