@@ -157,7 +157,8 @@ def assess(
         at=now,
         devices=[
             _report(device, site_of[device], runs[device], changes.get(device),
-                    found.get(device, []), names, settings)
+                    found.get(device, []), names, settings,
+                    len(changes) > settings.min_siblings)
             for device in sorted(site_of)
         ],
         groups=groups,
@@ -261,10 +262,12 @@ def _groups(
         apart = _beyond(lesser, names, settings)
         if apart and not whole:
             groups.append(GroupDrift("site", site, apart))
+    # the median of too few would be mostly the device itself: its own past must do
+    shared = fleet if len(changes) > settings.min_siblings else np.zeros_like(fleet)
     common = {
         site: medians[site]
         if sum(change.site == site for change in changes) > settings.min_siblings
-        else fleet
+        else shared
         for site in sites
     }
     return groups, common
@@ -338,6 +341,7 @@ def _report(
     features: list[FeatureDrift],
     names: Sequence[str],
     settings: DriftSettings,
+    has_siblings: bool,
 ) -> DeviceDrift:
     now = min(len(run), settings.current_windows)
     past = 0 if change is None else len(change.reference)
@@ -354,9 +358,11 @@ def _report(
     elif features or stuck:
         verdict = "drift"
         words = "; ".join([_in_words(f) for f in features] + [f"{n} never changes" for n in stuck])
-        words += f" (against {past} windows of its own past and its siblings)"
+        others = " and its siblings" if has_siblings else ", too few siblings to compare with"
+        words += f" (against {past} windows of its own past{others})"
     else:
-        words = f"as in the {past} windows before, and as its siblings"
+        others = ", and as its siblings" if has_siblings else ""
+        words = f"as in the {past} windows before{others}"
     return DeviceDrift(device, site, verdict, words, features, stuck, skew, past, now)
 
 

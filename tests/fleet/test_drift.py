@@ -109,3 +109,16 @@ def test_skew_against_training_stands_apart_from_drift() -> None:
 
 def test_a_fleet_without_devices_is_an_empty_report() -> None:
     assert assess({}, [], {}, 0.0).devices == []
+
+
+def test_a_device_whose_siblings_fell_silent_is_held_to_its_own_past() -> None:
+    windows = []
+    for name in ("airport-02", "airport-05"):
+        device = FakeDevice(name, 5)
+        windows += [device.window(float(t)) for t in range(PAST)]
+        windows += [device.window(float(t), shift=-2.0) for t in range(PAST, PAST + NOW)]
+    report = assess(
+        {"old": BASELINE}, windows, dict.fromkeys(("airport-02", "airport-05"), "airport"), 0.0
+    )
+    assert drifted(report) == ["airport-02", "airport-05"]
+    assert "too few siblings" in report.devices[0].words
