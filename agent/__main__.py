@@ -70,7 +70,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from agent.control import run_agent
+    from agent.run import run_agent
 
     config = load_config(arguments.config, http_port=arguments.port)
     logging.basicConfig(

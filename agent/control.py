@@ -17,10 +17,8 @@ import asyncio
 import logging
 import os
 import random
-import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -42,7 +40,7 @@ from agent.facts import (
     Ticked,
     Verify,
 )
-from agent.identity import Identity, load_identity
+from agent.identity import Identity
 from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory
 from agent.mqtt import Link, LinkConfig, parse_broker_url
@@ -51,53 +49,26 @@ from agent.serve_protocol import ServeConfig
 from agent.slots import Slots
 from agent.spooler import Spooler
 from agent.state import Database
-from agent.status import Status, read_status, take_lock, write_status
-from agent.supervisor import Supervisor, listen
+from agent.status import Status, read_status, write_status
+from agent.supervisor import Supervisor
 from agent.update import Machine
 from agent.uplink import Uplink
 from agent.verify import VerifyAnswer, VerifyRequest, verify
 from skerry import topics
 from skerry.canonical import to_json
-from skerry.errors import ConflictError, UnreachableError
+from skerry.errors import UnreachableError
 from skerry.keys import PublicKey
 from skerry.profile import hw_class
 from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result
 
-__all__ = ["Control", "run_agent"]
+__all__ = ["Control"]
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 STOP_S: Final = 4.0  # of a clean end, for serve to drain
-BIND_S: Final = 6.0  # an orphaned serve gives the port back within so long
 AGAIN_S: Final = 1.0  # after an unexpected error, or a database that could not save
 NO_POLICY: Final = Policy(version=0)
-
-
-async def run_agent(layout: Layout, config: AgentConfig) -> None:
-    """Run the agent of a state directory until SIGTERM or SIGINT.
-
-    Raises:
-        NotFoundError: the device is not enrolled.
-        ConflictError: another agent runs here, or the port is in use.
-    """
-    identity = load_identity(layout.identity)
-    lock = take_lock(layout.lock)
-    if lock is None:
-        raise ConflictError(f"an agent runs on {layout.root} already; stop it first")
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    listener = await _bind(config, stop)
-    database = Database(layout.database)
-    try:
-        control = Control(layout, config, identity, database, listener)
-        print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
-        await control.run(stop)
-    finally:
-        database.close()
-        listener.close()
-        os.close(lock)
 
 
 class Control:
@@ -402,15 +373,3 @@ class Control:
             cert_file=folder / "device.crt",
             key_file=folder / "device.pem",
         )
-
-
-async def _bind(config: AgentConfig, stop: asyncio.Event) -> socket.socket:
-    """Bind the listening socket, waiting for a former serve to give the port back."""
-    deadline = time.monotonic() + BIND_S
-    while True:
-        try:
-            return listen(config.http_host, config.http_port)
-        except ConflictError:
-            if time.monotonic() >= deadline or stop.is_set():
-                raise
-        await asyncio.sleep(0.1)

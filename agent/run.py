@@ -1,0 +1,73 @@
+"""One run of the agent: it takes the state directory and the port, works, and gives them back."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Final
+
+from agent.config import AgentConfig, Layout
+from agent.control import Control
+from agent.identity import load_identity
+from agent.state import Database
+from agent.status import read_status, take_lock
+from agent.supervisor import listen
+from skerry.errors import ConflictError
+
+__all__ = ["run_agent"]
+
+BIND_S: Final = 6.0  # an orphaned serve gives the port back within so long
+
+
+async def run_agent(layout: Layout, config: AgentConfig) -> None:
+    """Run the agent of a state directory until SIGTERM or SIGINT.
+
+    Raises:
+        NotFoundError: the device is not enrolled.
+        ConflictError: another agent runs here, or the port is in use.
+    """
+    identity = load_identity(layout.identity)
+    lock = take_lock(layout.lock)
+    if lock is None:
+        raise ConflictError(f"an agent runs on {layout.root} already; stop it first")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listener = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
+    database = Database(layout.database)
+    try:
+        control = Control(layout, config, identity, database, listener)
+        print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
+        await control.run(stop)
+    finally:
+        database.close()
+        listener.close()
+        os.close(lock)
+
+
+async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> socket.socket:
+    """Bind the listening socket; for a while, if a former serve has yet to give the port back."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return listen(config.http_host, config.http_port)
+        except ConflictError:
+            if time.monotonic() >= deadline or stop.is_set():
+                raise
+        await asyncio.sleep(0.1)
+
+
+def _has_orphan(layout: Layout) -> bool:
+    """Tell whether the serving process of a control that was killed may still drain."""
+    last = read_status(layout.status)
+    if last is None or last.serve_pid is None:
+        return False
+    try:
+        os.kill(last.serve_pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's process has that number by now
+    return True
