@@ -67,11 +67,12 @@ from agent.facts import (
     Unfit,
     Verified,
 )
+from agent.probation import judge
 from agent.turn import Turn, name_of
 from skerry.errors import TrustError
 from skerry.states import AssignmentState, Effect
 from skerry.trust import check_assignment, check_floor, parse_target
-from skerry.wire import LiveStats, Probation, ReleaseRef
+from skerry.wire import ReleaseRef
 
 __all__ = [
     "Doing",
@@ -157,38 +158,6 @@ def accepts_version(stored: int, arrived: int) -> bool:
 def release_floor(state: State, slot: str) -> int:
     """Return the release counter below which a slot takes no release, 0 for none."""
     return state.floor.releases.get(slot, 0)
-
-
-def judge(probation: Probation, live: LiveStats, elapsed_s: float) -> tuple[str, str] | None:
-    """Judge a candidate by what it did on live traffic.
-
-    Args:
-        probation: the limits that the assignment gave.
-        live: since the candidate was activated.
-        elapsed_s: since it was activated, by the clock.
-
-    Returns:
-        None to wait; ``("ok", "")`` to commit; else a code and a message.
-    """
-    asked = live.answered + live.errors
-    rate = live.errors / asked if asked else 0.0
-    late = elapsed_s >= probation.timeout_s
-    if rate > probation.max_error_rate and (asked >= probation.min_answered or late):
-        return "error_rate", (
-            f"expected at most {probation.max_error_rate:.2%} of requests to fail, "
-            f"{live.errors} of {asked} did"
-        )
-    if live.answered >= probation.min_answered and live.seconds >= probation.min_seconds:
-        limit = probation.max_p99_ms
-        if limit is not None and live.p99_us is not None and live.p99_us > limit * 1000:
-            return "latency", f"expected p99 below {limit} ms, got {live.p99_us / 1000:.1f} ms"
-        return "ok", ""
-    if late:
-        return "insufficient_data", (
-            f"expected {probation.min_answered} answers in {probation.timeout_s:.0f} s, "
-            f"got {live.answered}"
-        )
-    return None
 
 
 # --- the machine --------------------------------------------------------------------------
