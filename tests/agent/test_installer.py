@@ -1,0 +1,235 @@
+"""The installer: tries again what may work later, gives up what will not, and stops in time."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+import agent.installer
+from agent.child import StartFailed
+from agent.device_state import State
+from agent.facts import (
+    Activate,
+    Discard,
+    Download,
+    EffectItem,
+    Event,
+    Observe,
+    Report,
+    RollBack,
+    Verify,
+)
+from agent.installer import Installer
+from agent.verify import VerifyAnswer
+from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UnreachableError
+from skerry.wire import LiveStats
+from tests.fakes.assignments import SLOT, Bench, desired, verified, want, way
+
+Step = Exception | Any
+
+
+class Site:
+    """An installer whose files, supervisor and verifier do what a script says.
+
+    `script` holds what the next calls return or raise; the last entry stays.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.script: dict[str, list[Step]] = {}
+        self.calls: list[str] = []
+        self.events: list[Event] = []
+        self.reports = 0
+        self.installer = Installer(
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            verifier=self._doing("verifier"),
+            state=lambda: self.state,
+            handle=self.events.append,
+            report=self._report,
+            rng=random.Random(1),
+        )
+        self.fetch_manifest = self._doing("fetch_manifest")
+        self.fetch_variant = self._doing("fetch_variant")
+        self.ensure = self._doing("ensure")
+
+    def fitting(self, _manifest: object) -> tuple[list[str], list[str]]:
+        return ["int8", "fp32"], []
+
+    def check(self, _release: object) -> None:
+        self._next("check")
+
+    def serve_slot(self, name: str, _release: object) -> str:
+        return name
+
+    def keep_only(self, bundles: list[str]) -> list[str]:
+        self.calls.append("keep_only")
+        return []
+
+    def live(self, _slot: str, _bundle: str, _now: float) -> LiveStats:
+        return LiveStats(answered=5, seconds=1.0)
+
+    async def run(self, effect: EffectItem) -> list[Event]:
+        self.installer.carry_out(effect)
+        await asyncio.gather(*(task for _, task in self.installer._tasks.values()))
+        return self.events
+
+    def _report(self) -> None:
+        self.reports += 1
+
+    def _doing(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def work(*_: object) -> Any:
+            return self._next(name)
+
+        return work
+
+    def _next(self, name: str) -> Any:
+        self.calls.append(name)
+        steps = self.script.get(name, [None])
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def site_at(effect: type[EffectItem]) -> tuple[Site, Any]:
+    """A site whose machine has just asked for such an effect, and that effect."""
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.take(desired(2, want("b", 2)))
+    for event in way("b", 2):
+        found = [entry for entry in bench.effects if isinstance(entry, effect)]
+        if found and getattr(found[-1], "assignment_id", "b") == "b":
+            return Site(bench.state), found[-1]
+        bench.take(event)
+    raise AssertionError(effect)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.installer, "RETRY_CAP_S", 0.1)
+    monkeypatch.setattr(agent.installer, "OBSERVE_S", 0.01)
+
+
+AWAY = UnreachableError("no connection")
+
+
+async def test_without_a_connection_it_tries_on_for_as_long_as_it_takes() -> None:
+    site, effect = site_at(Download)
+    site.script = {"fetch_manifest": [AWAY] * 6 + [None], "fetch_variant": [AWAY, None]}
+    (event,) = await site.run(effect)
+    assert type(event).__name__ == "Downloaded"
+    assert site.calls.count("fetch_manifest") == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code"),
+    [
+        (TrustError("other bytes", "digest_mismatch"), "Rejected", "digest_mismatch"),
+        (NotFoundError("404"), "Failed", "not_found"),
+        (FormatError("no bundle"), "Failed", "bad_bundle"),
+        (SkerryError("odd"), "Failed", "download_failed"),
+        (OSError("disk"), "Failed", "download_failed"),
+        (ValueError("a bug"), "Failed", "internal"),
+    ],
+)
+async def test_a_download_that_cannot_work_ends(error: Exception, outcome: str, code: str) -> None:
+    site, effect = site_at(Download)
+    site.script = {"fetch_variant": [error]}
+    (event,) = await site.run(effect)
+    assert (type(event).__name__, getattr(event, "code", "")) == (outcome, code)
+
+
+async def test_a_refusal_of_the_verifier_is_handed_on() -> None:
+    site, effect = site_at(Verify)
+    site.script = {"verifier": [AWAY, VerifyAnswer(code="metadata_expired", message="old")]}
+    (event,) = await site.run(effect)
+    assert (type(event).__name__, getattr(event, "code", "")) == ("Rejected", "metadata_expired")
+
+
+async def test_what_the_verifier_accepts_is_handed_on() -> None:
+    site, effect = site_at(Verify)
+    fact = verified("b", 2)
+    site.script = {
+        "verifier": [
+            VerifyAnswer(assigned=fact.assigned, released=fact.released, metadata=fact.metadata)
+        ]
+    }
+    assert await site.run(effect) == [fact]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "code"),
+    [
+        ("check", FormatError("damaged"), "files_damaged"),
+        ("ensure", StartFailed("exit code 1"), "serve_failed"),
+    ],
+)
+async def test_an_activation_that_fails_says_why(name: str, error: Exception, code: str) -> None:
+    site, effect = site_at(Activate)
+    site.script = {name: [error]}
+    (event,) = await site.run(effect)
+    assert (type(event).__name__, getattr(event, "code", "")) == ("Failed", code)
+
+
+async def test_a_return_is_tried_until_it_is_done_and_a_bad_start_is_said() -> None:
+    site, _ = site_at(Activate)
+    site.script = {"ensure": [StartFailed("exit code 1")] * 5 + [None]}
+    events = await site.run(RollBack(SLOT, "b", None))
+    assert [type(event).__name__ for event in events] == ["ServeUnable", "RolledBack"]
+
+
+async def test_what_is_damaged_is_fetched_again_before_it_serves() -> None:
+    site, _ = site_at(Activate)
+    site.script = {"check": [FormatError("damaged")], "fetch_variant": [AWAY, None]}
+    await site.run(RollBack(SLOT, "b", None))
+    assert site.calls.count("fetch_variant") == 2
+    assert site.calls[-1] == "ensure"
+
+
+async def test_the_same_effect_twice_is_one_act_and_another_takes_its_place() -> None:
+    site, effect = site_at(Download)
+    site.script = {"fetch_manifest": [AWAY]}
+    site.installer.carry_out(effect)
+    await asyncio.sleep(0.05)
+    task = site.installer._tasks[SLOT][1]
+    site.installer.carry_out(effect)
+    assert site.installer._tasks[SLOT][1] is task
+    site.installer.carry_out(RollBack(SLOT, "b", None))
+    await asyncio.sleep(0.05)
+    assert task.cancelled()
+    assert [type(event).__name__ for event in site.events] == ["RolledBack"]
+
+
+async def test_a_slot_that_is_done_is_no_longer_watched() -> None:
+    site, effect = site_at(Observe)
+    site.installer.carry_out(effect)
+    await asyncio.sleep(0.05)
+    assert len(site.events) > 1
+    bench = Bench(site.state)
+    bench.take(way("b", 2)[-1])
+    site.state = bench.state
+    site.installer.carry_out(Discard([]))
+    await asyncio.sleep(0.02)
+    seen = len(site.events)
+    await asyncio.sleep(0.05)
+    assert len(site.events) == seen
+    assert "keep_only" in site.calls
+
+
+async def test_a_report_is_handed_on_at_once() -> None:
+    site, _ = site_at(Download)
+    site.installer.carry_out(Report(7))
+    assert site.reports == 1
+
+
+async def test_everything_under_way_ends_when_it_is_stopped() -> None:
+    site, effect = site_at(Download)
+    site.script = {"fetch_manifest": [AWAY]}
+    site.installer.carry_out(effect)
+    await asyncio.sleep(0.01)
+    await site.installer.stop()
+    assert site.installer._tasks[SLOT][1].cancelled()
+    assert site.events == []

@@ -1,0 +1,74 @@
+"""A look from outside works beside a running agent, and after its death."""
+
+import os
+from pathlib import Path
+
+from agent.config import Layout
+from agent.identity import save_identity
+from agent.state import Database
+from agent.status import Status, collect, describe, read_status, take_lock, write_status
+from skerry.enrolment import EnrolAnswer
+from skerry.keys import Signer
+from tests.fakes.assignments import Bench, desired, want
+from tests.fakes.records import die, prediction, write, writer
+
+
+def enrolled(root: Path) -> Layout:
+    layout = Layout(root)
+    answer = EnrolAnswer(
+        device_id="cam-1", client_id="cam-1", fleet_id="demo", certificate="c", ca="a",
+        catalog_root=b"{}", director_root=b"{}", broker_url="mqtt://b", shards=4,
+    )  # fmt: skip
+    save_identity(
+        layout.identity, answer, fleet_url="http://f", signer=Signer.generate(), device_key=b"k"
+    )
+    return layout
+
+
+def status(**fields: object) -> Status:
+    known = {"control_pid": 7, "serve_pid": 8, "http": "http://127.0.0.1:1", "connected": True}
+    return Status(**{**known, "acked": {}, "waiting": 0, "under_way": 0, **fields})  # type: ignore[arg-type]
+
+
+def test_a_device_that_never_ran_has_a_status(tmp_path: Path) -> None:
+    found = collect(enrolled(tmp_path))
+    assert (found["running"], found["slots"], found["outbox_records"]) == (False, {}, 0)
+    assert "cam-1 of fleet demo: not running" in describe(found)
+
+
+def test_it_counts_what_lies_above_the_acknowledged_numbers(tmp_path: Path) -> None:
+    layout = enrolled(tmp_path)
+    spool = writer(layout.spool, size=1024)
+    write(spool, *(prediction(n) for n in range(1, 31)))
+    write_status(layout.status, status(acked={"boot-a": 12}))
+    assert collect(layout)["outbox_records"] == 18
+    die(spool)
+    layout.status.write_bytes(b"torn")
+    assert read_status(layout.status) is None
+    assert collect(layout)["outbox_records"] == 30
+
+
+def test_slots_and_what_they_are_busy_with_are_shown(tmp_path: Path) -> None:
+    layout, bench = enrolled(tmp_path), Bench()
+    bench.install(1, "a", 1)
+    bench.take(desired(2, want("b", 2)))
+    database = Database(layout.database)
+    database.save(bench.state)
+    found = collect(layout)
+    database.close()
+    assert found["desired_version"] == 2
+    assert found["slots"]["reader"]["model_version"] == "1.1.0"
+    assert found["slots"]["reader"]["doing"] == "verifying"
+    assert "slot reader: reader 1.1.0, variant int8, verifying models/acme" in describe(found)
+
+
+def test_process_ids_are_shown_only_while_the_lock_is_held(tmp_path: Path) -> None:
+    layout = enrolled(tmp_path)
+    write_status(layout.status, status())
+    assert collect(layout)["control_pid"] is None
+    lock = take_lock(layout.lock)
+    assert lock is not None
+    found = collect(layout)
+    assert (found["running"], found["control_pid"], found["serve_pid"]) == (True, 7, 8)
+    assert take_lock(layout.lock) is None
+    os.close(lock)

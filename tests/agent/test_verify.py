@@ -1,0 +1,53 @@
+"""The verifier's child: its answer, its silence, its end.
+
+What it verifies is tested in `tests/flows/test_trust.py`.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.verify import VerifyRequest, verify
+from skerry.errors import SkerryError, UnreachableError
+
+
+def request(folder: Path) -> VerifyRequest:
+    return VerifyRequest(
+        target="models/acme/reader@1.0.0",
+        director={},
+        catalog_url="http://127.0.0.1:1",
+        catalog_root=b"{}",
+        director_root=b"{}",
+        directory=str(folder),
+        now=1_800_000_000.0,
+        timeout_s=1.0,
+    )
+
+
+async def test_a_root_that_is_none_is_refused(tmp_path: Path) -> None:
+    answer = await verify(request(tmp_path), 30.0)
+    assert (answer.code, answer.transient) == ("metadata_invalid", False)
+    assert answer.message.startswith("director: ")
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("import time; time.sleep(60)", UnreachableError),
+        ("import os; os.abort()", SkerryError),
+        ("raise SystemExit('it broke')", SkerryError),
+    ],
+)
+async def test_a_child_without_an_answer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, error: type[SkerryError]
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    async def other(*_: str, **pipes: int) -> asyncio.subprocess.Process:
+        return await start(sys.executable, "-c", program, **pipes)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", other)
+    with pytest.raises(error):
+        await verify(request(tmp_path), 1.0)
