@@ -5,6 +5,7 @@ not here: it comes signed, and is kept with the state.
 """
 
 import dataclasses
+import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +119,21 @@ def load_config(file: Path | None, **overrides: Any) -> AgentConfig:
         UsageError: no TOML, an unknown key, or a value of another type.
     """
     values = _read(file) if file is not None else {}
+    where = f"{file}: " if file is not None else ""
     values |= {key: value for key, value in overrides.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(AgentConfig)}
     for key, value in values.items():
         if key not in fields:
-            known = ", ".join(sorted(fields))
-            raise UsageError(f"unknown setting {key!r}; known are {known}")
+            near = difflib.get_close_matches(key, fields, 1)
+            advice = (
+                f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
+            )
+            raise UsageError(f"{where}unknown setting {key!r}; {advice}")
         kind = type(fields[key].default)
         if kind is float and type(value) is int:
             values[key] = float(value)
         elif type(value) is not kind:
-            raise UsageError(f"expected {key} to be {kind.__name__}, got {value!r}")
+            raise UsageError(f"{where}expected {key} to be {kind.__name__}, got {value!r}")
     return AgentConfig(**values)
 
 
@@ -136,6 +141,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"no settings at {file}; leave --config out for the defaults") from None
+        raise NotFoundError(
+            f"expected settings at {file}, and there is no such file; "
+            "leave --config out for the defaults"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is no TOML: {error}") from None
+        raise UsageError(f"{file}: expected TOML: {error}") from None

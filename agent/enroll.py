@@ -188,10 +188,11 @@ def _refusal(error: urllib.error.HTTPError) -> SkerryError:
     finally:
         error.close()
     text = f"the fleet did not accept the token: {detail or f'HTTP {error.code}'}"
+    anew = "" if "ask for a new" in detail else "; ask for a new token"
     if error.code >= 500:
         return UnreachableError(text + "; try again later")
     if error.code == 404:
-        return NotFoundError(text + "; ask for a new token")
+        return NotFoundError(text + anew)
     if error.code == 409:
         return ConflictError(text)
-    return RefusedError(text + "; ask for a new token")
+    return RefusedError(text + anew)

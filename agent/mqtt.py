@@ -124,7 +124,11 @@ class Link:
             if held >= STEADY_S:
                 self._attempt = 0
             if not failing or held >= HANDSHAKE_TIMEOUT_S:
-                log.warning("no connection to the broker: %s; trying again", reason)
+                address = self._config.address
+                log.warning(
+                    "no connection to the broker at %s:%d: %s; trying again",
+                    address.host, address.port, reason,
+                )  # fmt: skip
             failing = True
             wait_s = backoff_s(self._attempt, self._config.base_s, self._config.cap_s, self._rng)
             if self._attempt == 0:

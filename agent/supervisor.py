@@ -9,6 +9,7 @@ outlives them. One `ensure` runs at a time; asking twice for the same is one act
 """
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import msgspec
 
 from agent.child import CONFIG_PREFIX, Child, StartFailed
 from agent.serve_protocol import Accept, Drain, ServeConfig, ServeSlot, Settings, SlotStats
-from skerry.errors import ConflictError, UnreachableError
+from skerry.errors import ConflictError, UsageError
 from skerry.wire import LiveStats
 
 __all__ = ["Supervisor", "listen"]
@@ -38,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises:
         ConflictError: the port is in use.
-        UnreachableError: the address is none of this machine.
+        UsageError: the address is none of this machine, or the port not ours to take.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -52,11 +53,14 @@ def listen(host: str, port: int) -> socket.socket:
             probe.listen(1)
     except OSError as error:
         listener.close()
-        if isinstance(error, PermissionError) or error.errno == 99:
-            raise UnreachableError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-        raise ConflictError(
-            f"port {port} of {host} is in use ({error.strerror}); "
-            "stop the other program, or choose another with --port"
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(
+                f"expected port {port} of {host} to be free, and it is in use; "
+                "stop what listens there, or choose another with --port (0 picks a free one)"
+            ) from None
+        raise UsageError(
+            f"cannot listen on port {port} of {host}: {error.strerror}; "
+            "correct http_host, or choose another port with --port"
         ) from None
     return listener
 

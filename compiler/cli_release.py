@@ -166,15 +166,21 @@ def verify(
 
 @click.command(cls=Command)
 @click.argument("bundle", type=PATH)
-@click.argument("metadata", type=PATH)
+@click.argument("metadata", type=PATH, required=False, metavar="METADATA")
 @fleet_option
 @click.option("--token-file", type=PATH, help="File with the operator's token (or $SKERRY_TOKEN).")
 @json_option
 def publish(
-    bundle: Path, metadata: Path, fleet: str | None, token_file: Path | None, as_json: bool
+    bundle: Path, metadata: Path | None, fleet: str | None, token_file: Path | None, as_json: bool
 ) -> None:
     """Hand BUNDLE and its signed METADATA to a fleet, which verifies and keeps them."""
     content = load_bundle(bundle)
+    if metadata is None:
+        raise TrustError(
+            f"{bundle.name} comes without signed METADATA; make it with: skerry sign {bundle} "
+            "--publisher NAME --key FILE --out METADATA",
+            "unsigned",
+        )
     signed = read_file(metadata, "metadata")
     parse_targets(signed)
     if not fleet:

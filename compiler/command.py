@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from skerry.bundle import Bundle, read_bundle
-from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
+from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UsageError
 from skerry.keys import PublicKey, Signer
 
 __all__ = [
@@ -101,7 +101,10 @@ def load_bundle(path: Path) -> Bundle:
 
     def load() -> Bundle:
         with path.open("rb") as file:
-            return read_bundle(file)
+            try:
+                return read_bundle(file)
+            except FormatError as error:
+                raise FormatError(f"{path}: {error}") from None
 
     return _opened(path, "a bundle", load)
 
@@ -125,8 +128,16 @@ def load_signer(key: Path, passphrase_file: Path | None) -> Signer:
         TrustError: not an Ed25519 key, or the passphrase does not open it.
     """
     pem = read_file(key, "a key")
-    encrypted = b"BEGIN ENCRYPTED" in pem
-    return Signer.from_pem(pem, _passphrase(passphrase_file) if encrypted else None)
+    passphrase = _passphrase(passphrase_file) if b"BEGIN ENCRYPTED" in pem else None
+    if passphrase is None and b"BEGIN ENCRYPTED" in pem:
+        raise TrustError(
+            f"expected the passphrase of {key}; give --passphrase-file, or set {PASSPHRASE}",
+            "key_unreadable",
+        )
+    try:
+        return Signer.from_pem(pem, passphrase)
+    except TrustError as error:
+        raise TrustError(f"{key}: {error}", error.code) from None
 
 
 def load_public(key: Path, passphrase_file: Path | None) -> PublicKey:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from devices.demo.options import DEVICES, DemoOptions, smudged_devices
+from devices.demo.options import DEVICES, DemoOptions, check_examples, smudged_devices
 from devices.demo.story import Story
 from devices.demo.telling import Teller
 from devices.demo.world import World
@@ -65,6 +65,7 @@ def demo(
     signal.signal(signal.SIGTERM, _end)
     try:
         smudged_devices(options.smudge)
+        check_examples(options.examples)
         ok = _tell(options)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from skerry.errors import RefusedError, UnreachableError
+from fleet.process import cannot_listen
+from skerry.errors import UnreachableError
 
 __all__ = ["Broker", "BrokerSettings", "find_server", "free_port", "render_config"]
 
@@ -117,17 +118,15 @@ def check_port(host: str, port: int, what: str) -> None:
     """Check that a port can be listened on.
 
     Raises:
-        RefusedError: it cannot; the message says what wanted it.
+        ConflictError: it is in use; the message says what wanted it.
+        SkerryError: it cannot be listened on for another reason.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise RefusedError(
-                f"expected port {port} of {host} to be free for {what}: {error.strerror}; "
-                "stop what listens there, or choose another port (0 picks a free one)"
-            ) from None
+            raise cannot_listen(error, host, port, what) from None
 
 
 class Broker:
@@ -155,7 +154,7 @@ class Broker:
         """Start the broker and wait until it takes connections.
 
         Raises:
-            RefusedError: its port is in use.
+            ConflictError: its port is in use.
             UnreachableError: it is not installed, or does not start.
         """
         s = self.settings

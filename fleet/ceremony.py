@@ -157,7 +157,10 @@ def _check_publishers(publishers: Sequence[str]) -> None:
 def _phrase(passphrase: Passphrase, name: str) -> bytes:
     given = passphrase(name)
     if len(given) < MIN_PASSPHRASE:
-        raise UsageError(f"expected a passphrase of {MIN_PASSPHRASE} bytes or more for {name}")
+        raise UsageError(
+            f"expected a passphrase of {MIN_PASSPHRASE} bytes or more for {name}, got {len(given)}; "
+            "choose a longer one (if nobody asked you, it came from SKERRY_KEY_PASSPHRASE)"
+        )
     return given
 
 

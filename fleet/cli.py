@@ -124,7 +124,7 @@ def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: b
 @data_option
 @json_option
 def keys_list(data: Path, as_json: bool) -> None:
-    """List the fleet's own keys, to compare with the ceremony's fingerprints."""
+    """List the ids of the fleet's own keys."""
     from fleet.keystore import read_public
 
     public = read_public(data / "keys" / "public.json")

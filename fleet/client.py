@@ -126,7 +126,7 @@ def _problem(error: urllib.error.HTTPError) -> SkerryError:
         detail, code = str(problem["detail"]), int(problem.get("exit_code", 1))
     except (ValueError, KeyError, TypeError):
         return FormatError(
-            f"expected a problem document with status {error.code}, got other bytes; "
+            f"expected a fleet's answer from {error.url}, got status {error.code} without a reason; "
             "is this the operators' address?"
         )
     return BY_EXIT_CODE.get(code, SkerryError)(detail)

@@ -5,6 +5,7 @@ directory are properties here, so that each is spelled once.
 """
 
 import dataclasses
+import difflib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -158,9 +159,9 @@ def _typed(data: Path, values: dict[str, Any], where: str) -> FleetConfig:
     kinds = {f.name: f.type for f in dataclasses.fields(FleetConfig) if f.name != "data"}
     unknown = sorted(set(values) - set(kinds))
     if unknown:
-        raise UsageError(
-            f"expected keys of {', '.join(sorted(kinds))} in {where}; got {', '.join(unknown)}"
-        )
+        near = difflib.get_close_matches(unknown[0], kinds, 1)
+        advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(kinds))}"
+        raise UsageError(f"{where}: unknown setting {unknown[0]!r}; {advice}")
     if "fleet_id" not in values:
         raise UsageError(f'expected fleet_id in {where}; add a line such as: fleet_id = "demo"')
     for key, value in values.items():

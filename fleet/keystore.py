@@ -141,6 +141,7 @@ def load_online_keys(folder: Path, environment: Mapping[str, str]) -> OnlineKeys
     """
     public = read_public(folder / "public.json")
     passphrase = passphrase_of(folder, environment)
+    _check_opens(folder, passphrase, environment)
     signers = {role: Signer.from_pem(_read(folder / f"{role}.pem"), passphrase) for role in ONLINE}
     for role, signer in signers.items():
         if signer.public != public.key(role):
@@ -151,6 +152,25 @@ def load_online_keys(folder: Path, environment: Mapping[str, str]) -> OnlineKeys
             )
     issuing = load_ec_key(_read(folder / "issuing.pem"), passphrase)
     return OnlineKeys(issuing=issuing, **signers)
+
+
+def _check_opens(folder: Path, passphrase: bytes, environment: Mapping[str, str]) -> None:
+    """Say which passphrase was tried, and why it may be the wrong one."""
+    path = folder / f"{ONLINE[0]}.pem"
+    try:
+        Signer.from_pem(_read(path), passphrase)
+    except TrustError as error:
+        if not environment.get(PASSPHRASE_VARIABLE):
+            raise
+        if (folder / "passphrase").exists():
+            advice = f"unset it: {folder / 'passphrase'} holds theirs"
+        else:
+            advice = "set it to the one that they were made with"
+        raise TrustError(
+            f"expected {PASSPHRASE_VARIABLE} to open the fleet's own keys in {folder}, and it does "
+            f"not; {advice}",
+            error.code,
+        ) from None
 
 
 def read_public(path: Path) -> PublicKeys:

@@ -257,7 +257,7 @@ class Registry:
 
 
 def _refused() -> RefusedError:
-    return RefusedError("the enrolment token is unknown, spent or expired; ask for a new one")
+    return RefusedError("the enrolment token is unknown, spent or expired; ask for a new token")
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

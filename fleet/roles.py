@@ -129,7 +129,8 @@ def load_roots(folder: Path) -> dict[int, bytes]:
         trusted = metadata.signed
     if not roots:
         raise NotFoundError(
-            f"expected a root in {folder}; hold the key ceremony first: skerry keys ceremony"
+            f"expected a root in {folder}; hold the key ceremony first: "
+            "skerry keys ceremony --data DATA --out KEYS --publisher NAME"
         )
     return roots
 

@@ -214,7 +214,7 @@ class Service:
         """Start everything but the listeners.
 
         Raises:
-            RefusedError: the broker's port is in use.
+            ConflictError: the broker's port is in use.
             UnreachableError: the broker does not start.
         """
         brought = await asyncio.to_thread(self.commands.reconcile)

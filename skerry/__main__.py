@@ -30,7 +30,9 @@ COMMANDS: Final = {
     ),
     "fleet": Entry("fleet.cli:fleet", "fleet", "Set up and run a fleet service."),
     "models": Entry("fleet.cli_operate:models", "fleet", "Show models and their versions."),
-    "rollout": Entry("fleet.cli_operate:rollout", "fleet", "Create, watch, pause and undo rollouts."),
+    "rollout": Entry(
+        "fleet.cli_operate:rollout", "fleet", "Create, watch, pause and undo rollouts."
+    ),
     "devices": Entry("fleet.cli_operate:devices", "fleet", "Enrol and show devices."),
     "drift": Entry("fleet.cli_operate:drift", "fleet", "Show what drifted, where, by how much."),
     "alerts": Entry("fleet.cli_operate:alerts", "fleet", "Show and acknowledge alerts."),

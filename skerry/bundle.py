@@ -203,9 +203,15 @@ def read_bundle(source: BinaryIO, *, limit_bytes: int = MAX_BUNDLE_BYTES) -> Bun
 def _take(blobs: Mapping[str, bytes], digest: str, size: int) -> bytes:
     data = blobs.get(digest)
     if data is None or len(data) != size:
-        raise FormatError(f"expected blob {digest} of {size} bytes; it is missing or cut short")
+        raise FormatError(
+            f"expected blob {digest} of {size} bytes; it is missing or cut short; "
+            "copy the bundle or build it again"
+        )
     if sha256(data) != digest:
-        raise FormatError(f"blob {digest} is damaged: its bytes hash to {sha256(data)}")
+        raise FormatError(
+            f"blob {digest} is damaged: its bytes hash to {sha256(data)}; "
+            "copy the bundle or build it again"
+        )
     return data
 
 

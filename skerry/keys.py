@@ -69,7 +69,8 @@ class Signer:
             private = serialization.load_pem_private_key(pem, passphrase)
         except (ValueError, TypeError) as error:
             raise TrustError(
-                f"expected a PEM key that the passphrase opens: {error}; check the passphrase",
+                f"expected a private key in PEM that the passphrase opens: {error}; "
+                "check the file and the passphrase",
                 "key_unreadable",
             ) from None
         if not isinstance(private, Ed25519PrivateKey):

@@ -43,12 +43,18 @@ def parse_token(text: str) -> EnrolmentToken:
     """
     body = text.strip().removeprefix(PREFIX)
     if body == text.strip():
-        raise UsageError("expected an enrolment token that begins with sk1.; ask for a new one")
+        raise UsageError(
+            "expected an enrolment token, which begins with sk1., got something else; "
+            "copy it again, or make one with: skerry devices preauthorize DEVICE"
+        )
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         return from_msgpack(raw, EnrolmentToken, limit=4096)
-    except (binascii.Error, FormatError) as error:
-        raise UsageError(f"the enrolment token is damaged ({type(error).__name__})") from None
+    except (binascii.Error, FormatError):
+        raise UsageError(
+            "the enrolment token is damaged or cut short; copy all of it again, "
+            "or make a new one with: skerry devices preauthorize DEVICE"
+        ) from None
 
 
 def secret_hash(secret: bytes) -> str:

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from skerry.errors import UsageError
+from skerry.errors import NotFoundError, UsageError
 
-__all__ = ["CANARIES", "DEVICES", "SITES", "DemoOptions", "smudged_devices"]
+__all__ = ["CANARIES", "DEVICES", "SITES", "DemoOptions", "check_examples", "smudged_devices"]
 
 SITES: Final = {"harbour": 6, "airport": 6}  # site -> devices
 DEVICES: Final = tuple(
     f"{site}-{number:02d}" for site, count in SITES.items() for number in range(1, count + 1)
 )
 CANARIES: Final = 3  # devices of a canary stage; the others are its controls
+NEEDED: Final = ("camera.py", "live.npz", "reader-1.0.0.toml")
 DEFAULT_SMUDGE: Final = ("airport-02", "airport-05")
 
 
@@ -39,6 +40,20 @@ class DemoOptions:
     json: bool = False
     examples: Path = Path("examples/digits")
     rate_hz: float = 36.0
+
+
+def check_examples(folder: Path) -> None:
+    """Check that the folder holds the digits, before anything is started.
+
+    Raises:
+        NotFoundError: it does not.
+    """
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            raise NotFoundError(
+                f"expected the digits in {folder}, found no {name} there; run from the root of "
+                "the repository, or name its examples/digits with --examples"
+            )
 
 
 def smudged_devices(smudge: str) -> tuple[str, ...]:

@@ -61,7 +61,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise
         code = error.reason.lower().replace(" ", "_")
         if error.status == web.HTTPNotFound.status_code:
-            detail = f"there is nothing at {request.path[:200]} on the operators' address"
+            detail = (
+                f"there is nothing at {request.path[:200]} here; operators and devices have "
+                "addresses of their own: is this the right one?"
+            )
             return problem(error.status, detail, code=code, exit_code=NotFoundError.exit_code)
         detail = f"{request.method} {request.path[:200]}: {error.reason.lower()}"
         return problem(error.status, detail, code=code, exit_code=RefusedError.exit_code)

@@ -34,7 +34,7 @@ def test_a_file_and_the_command_line_are_merged(tmp_path: Path) -> None:
         ("poll_s = 0", "poll_s above 0"),
         ("batch_max_bytes = 1000000", "4096 to 96000"),
         ('log_level = "loud"', "log_level"),
-        ("= 3", "no TOML"),
+        ("= 3", "expected TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

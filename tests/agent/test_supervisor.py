@@ -13,7 +13,7 @@ import agent.child
 from agent.child import StartFailed
 from agent.serve_protocol import ServeConfig, ServeSlot
 from agent.supervisor import Supervisor, listen
-from skerry.errors import ConflictError, UnreachableError
+from skerry.errors import ConflictError, UsageError
 
 FAKE = Path(__file__).parents[1] / "fakes" / "serve_child.py"
 
@@ -185,5 +185,5 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
 
 
 def test_an_address_of_another_machine_is_said_so() -> None:
-    with pytest.raises(UnreachableError, match="cannot listen"):
+    with pytest.raises(UsageError, match="cannot listen"):
         listen("203.0.113.1", 0)

@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.broker import Broker, BrokerSettings, find_server, free_port, render_config
-from skerry.errors import RefusedError, UnreachableError
+from skerry.errors import ConflictError, UnreachableError
 
 HOST = "127.0.0.1"
 
@@ -130,7 +130,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path, taken: int) -> None:
     settings = BrokerSettings(
         name="t", directory=tmp_path, mqtt_port=taken, service_port=free_port(HOST)
     )
-    with pytest.raises(RefusedError, match=rf"port {taken} .* broker.*another port"):
+    with pytest.raises(ConflictError, match=rf"port {taken} .* broker.*another port"):
         await Broker(settings, lambda _: None).start()
 
 

@@ -37,7 +37,7 @@ def test_no_fleet_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('fleet_id = "demo"\nprot = 1', "got prot"),
+        ('fleet_id = "demo"\nprot = 1', "unknown setting 'prot'; did you mean port"),
         ("port = 1", "expected fleet_id"),
         ('fleet_id = "demo"\nport = "http"', "port .* to be int"),
         ('fleet_id = "demo"\nport = 70000', "0 to 65535"),
@@ -46,7 +46,7 @@ def test_no_fleet_says_how_to_make_one(tmp_path: Path) -> None:
         ('fleet_id = "demo"\nshards = 0', "1 to 256 shards"),
         ('fleet_id = "demo"\ntick_s = 0', "tick_s above 0"),
         ("fleet_id = ", "expected TOML"),
-        ('fleet_id = "demo"\ndata = "elsewhere"', "got data"),
+        ('fleet_id = "demo"\ndata = "elsewhere"', "unknown setting 'data'"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -19,7 +19,7 @@ from fleet.ceremony import perform
 from fleet.config import load_config
 from fleet.service import serve
 from fleet.setup import init_fleet
-from skerry.errors import NotFoundError, RefusedError, UnreachableError
+from skerry.errors import ConflictError, NotFoundError, UnreachableError
 from tests.fakes.trusted import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +156,7 @@ async def test_a_port_in_use_is_one_clear_message(ready: Path, which: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = {"port": 0, "device_port": 0, "broker_port": 0} | {which: port}
-        with pytest.raises(RefusedError, match=f"expected port {port} of 127.0.0.1 to be free"):
+        with pytest.raises(ConflictError, match=f"expected port {port} of 127.0.0.1 to be free"):
             await serve(load_config(ready, **ports))
     assert not (ready / "run.json").exists()
 
