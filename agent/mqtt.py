@@ -248,7 +248,8 @@ class Link:
         self._connected_callback()
 
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
-        self._break(str(reason))
+        # paho's word for a connection that ended without one
+        self._break("it broke" if str(reason) == "Unspecified error" else str(reason))
 
     def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
         try:

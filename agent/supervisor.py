@@ -104,12 +104,17 @@ class Supervisor:
         self._before: dict[tuple[str, str], SlotStats] = {}  # of children that crashed
         self._since: dict[tuple[str, str], float] = {}
         self.restarts = 0
-        self.unrecorded = 0
+        self._unrecorded = 0
 
     @property
     def pid(self) -> int | None:
         """The process id of the serving process, None while there is none."""
         return self._child.pid if self._child is not None and self._child.alive else None
+
+    @property
+    def unrecorded(self) -> int:
+        """Predictions that were answered and counted, and for whose record there was no room."""
+        return self._unrecorded + (self._child.unrecorded if self._child is not None else 0)
 
     async def ensure(self, slots: Sequence[ServeSlot]) -> None:
         """Let exactly these slots be served.
@@ -236,7 +241,7 @@ class Supervisor:
                 self._before[key] = SlotStats(
                     answered=old.answered + last.answered, errors=old.errors + last.errors
                 )
-        self.unrecorded += child.unrecorded
+        self._unrecorded += child.unrecorded
         if self._child is child:
             self._child = None
 
