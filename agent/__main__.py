@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     except SkerryError as error:
         _say(f"error: {error}")
         return error.exit_code
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _say(f"error: {error.strerror or error}{where}; check --state, its rights and its disk")
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
 

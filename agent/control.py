@@ -14,6 +14,7 @@ machine was about to do is in the database, and both are taken up at the next st
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -337,7 +338,8 @@ class Control:
         )
         if status != self._status:
             self._status = status
-            write_status(self._layout.status, status)
+            with contextlib.suppress(OSError):  # a full disk; nothing rests on this file
+                write_status(self._layout.status, status)
 
     # --- how it is put together -------------------------------------------------------------
 

@@ -202,7 +202,7 @@ class Link:
                 work()
 
         def opened(_c: Any, _u: Any, sock: Any) -> None:
-            soon(sock, lambda: loop.add_reader(sock, guarded, client.loop_read))
+            soon(sock, lambda: loop.add_reader(sock, guarded, lambda: _read_all(client)))
 
         def closed(_c: Any, _u: Any, sock: Any) -> None:
             loop.remove_reader(sock)
@@ -271,3 +271,14 @@ class Link:
             asyncio.get_running_loop().remove_reader(connection)
             asyncio.get_running_loop().remove_writer(connection)
             connection.close()
+
+
+def _read_all(client: paho.Client) -> None:
+    """Read what has come; TLS may hold bytes back that make no socket readable."""
+    client.loop_read()
+    while True:
+        connection: Any = client.socket()
+        pending = getattr(connection, "pending", None)
+        if pending is None or not pending():
+            return
+        client.loop_read()

@@ -18,6 +18,7 @@ import pytest
 from agent.__main__ import main
 from skerry.errors import SkerryError
 from skerry.io.client import Client
+from skerry.token import EnrolmentToken, format_token
 from skerry.wire import Policy, Probation
 from tests.fakes.central import Central
 from tests.fakes.serving import images
@@ -242,6 +243,17 @@ def test_a_device_that_is_not_enrolled_is_told_how(
 def test_a_wrong_token_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["enroll", "--state", str(tmp_path), "--token", "secret-token"]) == 2
     assert "secret-token" not in capsys.readouterr().err
+
+
+def test_a_state_directory_that_is_none_is_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    token = format_token(
+        EnrolmentToken("cam-1", b"s" * 32, "http://127.0.0.1:1", "sha256:0", "sha256:0")
+    )
+    assert main(["enroll", "--state", str(tmp_path / "file"), "--token", token]) == 1
+    assert "check --state" in capsys.readouterr().err
 
 
 def test_control_loads_no_numerical_library_and_no_tuf() -> None:
