@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from fleet.api import make_app
+from fleet.api.app import make_app
 from fleet.blobs import Blobs
 from fleet.broker import Broker, BrokerSettings, free_port
 from fleet.bundles import Bundles

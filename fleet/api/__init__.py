@@ -1,5 +1,1 @@
-"""The operators' HTTP API, on aiohttp."""
-
-from fleet.api.app import make_app
-
-__all__ = ["make_app"]
+"""The operators' HTTP API, on aiohttp; `fleet.api.app` puts it together."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from fleet import schema
-from fleet.api import make_app
+from fleet.api.app import make_app
 from fleet.commands import Commands
 from fleet.dispatch import Dispatcher
 from fleet.engine import Engine

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from fleet.api import make_app
+from fleet.api.app import make_app
 from fleet.api.auth import COOKIE
 from tests.fakes.backend import BUNDLE, HOSTILE, TOKEN, seed
 
