@@ -216,6 +216,8 @@ class Ingest:
                 over = record.path[-1] in ASSIGNMENT_ENDS
                 refuse("step_after_end" if over else "unlisted_step")
                 continue
+            if not steps and report.state != record.path[-1]:
+                continue  # the fleet ended it meanwhile: why it did must not be overwritten
             tx.put_steps(report, steps, now)
         tx.put_reported(device, reported, now)
         return reported.version

@@ -295,6 +295,22 @@ def test_a_silent_device_times_out_and_is_told_to_go_back(bench: Bench) -> None:
     assert bench.air.latest("dev-01")[0] == 3
 
 
+@SQLITE
+def test_a_late_word_does_not_overwrite_why_the_fleet_ended_it(bench: Bench) -> None:
+    bench.add("dev-01")
+    bench.publish("1.0.0")
+    rollout = bench.commands.create_rollout(plan(assignment_timeout_s=30.0), "anna")
+    bench.tick()
+    known = bench.store.rollouts.assignments(rollout)["dev-01"]
+    seen = report(known.assignment_id, "downloading")
+    bench.ingest.take([bench.devices["dev-01"].reported(1, seen)], bench.now.timestamp())
+    bench.tick(31.0)
+    bench.ingest.take([bench.devices["dev-01"].reported(2, seen)], bench.now.timestamp())
+    known = bench.store.rollouts.assignments(rollout)["dev-01"]
+    assert known.state is AssignmentState.TIMED_OUT
+    assert "the limit is 30 s" in known.message
+
+
 @BOTH
 def test_a_second_rollout_supersedes_the_first(bench: Bench) -> None:
     bench.add("dev-01")
