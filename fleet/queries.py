@@ -21,6 +21,7 @@ from fleet.api.views import (
     SlotView,
     StageView,
     StepView,
+    Totals,
     VerdictView,
 )
 from fleet.database import Database
@@ -192,10 +193,12 @@ class Queries:
     def window_counts(self, model: str, model_version: str, min_n: int) -> dict[str, int]:
         """Return how many full windows of a version each device has sent."""
         w, c = schema.windows, schema.contexts
+        of_version = select(c.c.context).where(
+            c.c.model == model, c.c.model_version == model_version
+        )
         query = (
             select(w.c.device, func.count())
-            .join(c, c.c.context == w.c.context)
-            .where(c.c.model == model, c.c.model_version == model_version, w.c.n >= min_n)
+            .where(w.c.context.in_(of_version), w.c.n >= min_n)
             .group_by(w.c.device)
         )
         with self._database.read() as connection:
@@ -230,9 +233,22 @@ class Queries:
         last = str(rows[-1].n) if len(rows) == limit else None
         return IdPage([row.request for row in rows], last)
 
+    def totals(self) -> Totals:
+        """Return what was ever stored, lost and refused; quick, however much it is."""
+        r = schema.refused
+        with self._database.read() as connection:
+            # numbered in the order of storing, so that what is pruned still counts
+            stored = connection.execute(select(func.max(schema.predictions.c.n))).scalar() or 0
+            lost = connection.execute(select(func.sum(schema.losses.c.at_most))).scalar() or 0
+            refused = connection.execute(
+                select(r.c.reason, func.sum(r.c.count)).group_by(r.c.reason)
+            )
+            return Totals(stored, int(lost), {reason: int(count) for reason, count in refused})
+
     def accounting(self) -> Accounting:
-        """Return totals of what was stored."""
+        """Return an exact account of what is stored; it reads an index of every prediction."""
         p, w = schema.predictions, schema.windows
+        totals = self.totals()
         with self._database.read() as connection:
             per_device: dict[str, int] = {
                 row[0]: row[1]
@@ -241,19 +257,14 @@ class Queries:
             distinct = select(p.c.device, p.c.request).distinct().subquery()
             ids = connection.execute(select(func.count()).select_from(distinct)).scalar_one()
             sketched = connection.execute(select(func.sum(w.c.n))).scalar() or 0
-            lost = connection.execute(select(func.sum(schema.losses.c.at_most))).scalar() or 0
-            r = schema.refused
-            refused = connection.execute(
-                select(r.c.reason, func.sum(r.c.count)).group_by(r.c.reason)
-            )
-            return Accounting(
-                rows=sum(per_device.values()),
-                distinct_ids=ids,
-                sketch_rows=int(sketched),
-                per_device=per_device,
-                lost_at_most=int(lost),
-                refused={reason: int(count) for reason, count in refused},
-            )
+        return Accounting(
+            rows=sum(per_device.values()),
+            distinct_ids=ids,
+            sketch_rows=int(sketched),
+            per_device=per_device,
+            lost_at_most=totals.lost_at_most,
+            refused=totals.refused,
+        )
 
 
 def _whole(value: Any) -> Any:

@@ -266,6 +266,7 @@ predictions = Table(
     Column("features", LargeBinary, nullable=False),  # MessagePack array of floats
     UniqueConstraint("device", "boot", "seq"),
     Index(None, "at"),
+    Index(None, "device", "request"),  # what was counted twice is found without its rows
 )
 
 windows = Table(
@@ -283,6 +284,8 @@ windows = Table(
     Column("covers", Text, nullable=False, server_default="{}"),  # JSON: boot -> [first, last]
     Column("stored_at", Double, nullable=False),
     Index(None, "context", "start"),
+    Index(None, "context", "device", "n"),  # counts need no row, and a row is a kilobyte
+    Index(None, "device", "start"),
     Index(None, "start"),
 )
 

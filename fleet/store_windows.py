@@ -1,8 +1,8 @@
 """Sketch windows in the database, as the analyses read them, and what they concluded."""
 
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, exists, func, select
 
 from fleet.database import Database, upsert
 from fleet.drift import DriftReport
@@ -14,6 +14,7 @@ from skerry.sketch import Column, merge_columns
 __all__ = ["WindowStore"]
 
 Columns = dict[str, Column]
+LATEST: Final = 1000  # windows: enough to know how long they are
 
 
 class WindowStore:
@@ -67,24 +68,31 @@ class WindowStore:
 
     def models_since(self, since: float) -> list[str]:
         """Return the models that had windows since a time (Unix seconds)."""
-        query = (
-            select(contexts.c.model)
-            .join(windows, windows.c.context == contexts.c.context)
-            .where(windows.c.start >= since)
-            .distinct()
-        )
+        # of each context one window is enough, and the index has it
+        recent = exists().where(windows.c.context == contexts.c.context, windows.c.start >= since)
+        query = select(contexts.c.model).where(recent).distinct()
         with self._db.read() as connection:
             return sorted(connection.scalars(query))
 
     def longest_window_s(self, model: str, since: float) -> float:
-        """Return the length of the longest recent window of a model, 0 for none."""
-        query = (
-            select(func.max(windows.c.length_s))
-            .join(contexts, contexts.c.context == windows.c.context)
-            .where(contexts.c.model == model, windows.c.start >= since)
-        )
+        """Return the length of the longest of a model's latest windows, 0 for none.
+
+        Of each bundle and variant the latest thousand are looked at, none before `since`.
+        """
+        longest = 0.0
         with self._db.read() as connection:
-            return float(connection.scalar(query) or 0.0)
+            of_model = select(contexts.c.context).where(contexts.c.model == model)
+            for context in connection.scalars(of_model).all():
+                latest = (
+                    select(windows.c.length_s)
+                    .where(windows.c.context == context, windows.c.start >= since)
+                    .order_by(windows.c.start.desc())
+                    .limit(LATEST)
+                    .subquery()
+                )
+                length_s = connection.scalar(select(func.max(latest.c.length_s)))
+                longest = max(longest, length_s or 0.0)
+        return longest
 
     def put_drift_report(self, model: str, report: DriftReport) -> None:
         """Keep the latest report of a model."""

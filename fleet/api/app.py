@@ -60,12 +60,10 @@ def _own_routes() -> web.RouteTableDef:
     @routes.get("/metrics")
     async def metrics(request: web.Request) -> web.Response:
         """Say the fleet's numbers to Prometheus."""
-        totals = await reads.in_thread(request.app[reads.QUERIES].accounting)
+        totals = await reads.in_thread(request.app[reads.QUERIES].totals)
         lines = [
             "# TYPE skerry_predictions_stored_total counter",
-            f"skerry_predictions_stored_total {totals.rows}",
-            "# TYPE skerry_sketch_rows_total counter",
-            f"skerry_sketch_rows_total {totals.sketch_rows}",
+            f"skerry_predictions_stored_total {totals.stored}",
             "# TYPE skerry_lost_records_at_most counter",
             f"skerry_lost_records_at_most {totals.lost_at_most}",
             "# TYPE skerry_messages_refused_total counter",

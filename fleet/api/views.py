@@ -18,6 +18,7 @@ __all__ = [
     "StageView",
     "StepView",
     "TokenView",
+    "Totals",
     "VerdictView",
 ]
 
@@ -179,6 +180,14 @@ class IdPage(msgspec.Struct, frozen=True):
 
     ids: list[str]
     next: str | None
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """What was ever stored, lost and refused."""
+
+    stored: int  # predictions
+    lost_at_most: int  # records
+    refused: dict[str, int]  # messages and records, by reason
 
 
 class Accounting(msgspec.Struct, frozen=True):
