@@ -6,12 +6,12 @@ not here: it comes signed, and is kept with the state.
 
 import dataclasses
 import difflib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from skerry.errors import NotFoundError, UsageError
+from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = ["AgentConfig", "Layout", "load_config"]
 
@@ -139,11 +139,10 @@ def load_config(file: Path | None, **overrides: Any) -> AgentConfig:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            return from_toml(stream.read(MAX_TOML_BYTES + 1), str(file))
     except FileNotFoundError:
         raise NotFoundError(
             f"expected settings at {file}, and there is no such file; "
             "leave --config out for the defaults"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: expected TOML: {error}") from None

@@ -15,7 +15,6 @@ known one: a misspelt gate must not pass for no gate.
 """
 
 import difflib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -27,12 +26,12 @@ from skerry.errors import NotFoundError, UsageError
 from skerry.features import extractor
 from skerry.ids import check_id, check_version
 from skerry.profile import DeviceProfile
+from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = ["Recipe", "RecipeFiles", "Source", "load_profile", "parse_recipe", "read_recipe"]
 
 T = TypeVar("T")
 
-MAX_TOML_BYTES: Final = 256 * 1024
 PRECISIONS: Final = ("int8",)  # what a recipe may try besides fp32
 
 
@@ -212,10 +211,7 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _toml(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{where}: expected TOML: {error}") from None
+    return from_toml(data, where)
 
 
 def _convert(table: dict[str, Any], kind: type[T], where: str) -> T:

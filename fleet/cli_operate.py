@@ -1,7 +1,6 @@
 """What operators ask of a running fleet: models, rollout, devices, drift, alerts, policy."""
 
 import time
-import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from fleet.command import (
 )
 from skerry.errors import NotFoundError, SkerryError, UsageError
 from skerry.states import ROLLOUT_ENDS, RolloutState
+from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = ["alerts", "devices", "drift", "models", "policy", "rollout"]
 
@@ -175,13 +175,12 @@ _verb("archive", "Put away a rollout that has ended.")
 def _read_plan(plan: Path) -> Any:
     """Return a plan as JSON has it; times with a zone become Unix seconds."""
     try:
-        return _jsonable(tomllib.loads(plan.read_text()))
+        with plan.open("rb") as stream:
+            return _jsonable(from_toml(stream.read(MAX_TOML_BYTES + 1), str(plan)))
     except FileNotFoundError:
         raise NotFoundError(f"expected a plan at {plan}, and there is no such file") from None
     except OSError as error:
         raise UsageError(f"cannot read {plan}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected TOML in {plan}: {error}") from None
 
 
 def _jsonable(value: Any) -> Any:

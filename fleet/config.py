@@ -7,13 +7,13 @@ directory are properties here, so that each is spelled once.
 import dataclasses
 import difflib
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from skerry.errors import ConflictError, NotFoundError, UsageError
 from skerry.ids import check_id
+from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = ["FleetConfig", "load_config", "write_config"]
 
@@ -118,14 +118,13 @@ def load_config(data: Path, **overrides: object) -> FleetConfig:
     """
     file = data / FILE_NAME
     try:
-        values: dict[str, Any] = tomllib.loads(file.read_text())
+        with file.open("rb") as stream:
+            values = from_toml(stream.read(MAX_TOML_BYTES + 1), str(file))
     except FileNotFoundError:
         raise NotFoundError(
             f"expected a fleet in {data}, found no {FILE_NAME}; "
             f"make one with: skerry fleet init --data {data}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected TOML in {file}: {error}") from None
     values.update({key: value for key, value in overrides.items() if value is not None})
     return _typed(data, values, str(file))
 

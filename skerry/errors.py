@@ -48,13 +48,25 @@ class NotFoundError(SkerryError):
 
 
 class RefusedError(SkerryError):
-    """The request was understood and is not allowed."""
+    """The request was understood and is not allowed.
+
+    Args:
+        message: what was expected, what came, what to do.
+        code: a stable lower_snake word that names what was refused.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str = "", code: str = "refused") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class InvalidTransition(RefusedError):  # noqa: N818 - a noun of its own, as in h11
     """A state machine was asked for a step that its table does not list."""
+
+    def __init__(self, message: str = "", code: str = "invalid_transition") -> None:
+        super().__init__(message, code)
 
 
 class ConflictError(SkerryError):
@@ -91,4 +103,13 @@ class UnreachableError(SkerryError):
 
 
 class FormatError(SkerryError):
-    """Bytes that do not have the form that was promised."""
+    """Bytes that do not have the form that was promised.
+
+    Args:
+        message: what was expected, what came, what to do.
+        code: a stable lower_snake word that names what is wrong with them.
+    """
+
+    def __init__(self, message: str = "", code: str = "format") -> None:
+        super().__init__(message)
+        self.code = code

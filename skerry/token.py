@@ -6,7 +6,6 @@ digest of its trusted roots. The fleet keeps only the secret's sha256.
 """
 
 import base64
-import binascii
 import hashlib
 from typing import Final
 
@@ -18,6 +17,7 @@ from skerry.errors import FormatError, UsageError
 __all__ = ["EnrolmentToken", "format_token", "parse_token", "secret_hash"]
 
 PREFIX: Final = "sk1."
+MAX_TOKEN_BYTES: Final = 4096
 
 
 class EnrolmentToken(msgspec.Struct, frozen=True):
@@ -48,9 +48,11 @@ def parse_token(text: str) -> EnrolmentToken:
             "copy it again, or make one with: skerry devices preauthorize DEVICE"
         )
     try:
+        if len(body) > 2 * MAX_TOKEN_BYTES:
+            raise FormatError(f"expected a token of at most {MAX_TOKEN_BYTES} bytes")
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        return from_msgpack(raw, EnrolmentToken, limit=4096)
-    except (binascii.Error, FormatError):
+        return from_msgpack(raw, EnrolmentToken, limit=MAX_TOKEN_BYTES)
+    except (ValueError, FormatError):  # ValueError: letters that base64 does not have
         raise UsageError(
             "the enrolment token is damaged or cut short; copy all of it again, "
             "or make a new one with: skerry devices preauthorize DEVICE"

@@ -20,6 +20,7 @@ QUERIES: Final = web.AppKey("queries", Queries)
 STOPPING: Final = web.AppKey("stopping", asyncio.Event)  # an open stream must not hold up the end
 CHANGES_EVERY_S: Final = 0.5
 KEEP_ALIVE_S: Final = 15.0
+MAX_DIGITS: Final = 15
 
 routes = web.RouteTableDef()
 
@@ -41,7 +42,8 @@ def number(request: web.Request, name: str, default: int) -> int:
         UsageError: it is none.
     """
     text = request.query.get(name, str(default))
-    if not text.isdigit():
+    # isdigit alone is true of superscripts, and int() refuses thousands of digits
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise UsageError(f"expected {name} to be a whole number, got {text[:40]!r}")
     return int(text)
 
