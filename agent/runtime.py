@@ -14,10 +14,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from skerry.canonical import from_json
 from skerry.errors import RefusedError, UsageError
 from skerry.features import Extractor, extractor
-from skerry.manifest import Manifest, TensorSpec
+from skerry.manifest import Manifest, TensorSpec, parse_manifest
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
@@ -30,7 +29,6 @@ ORT_TYPES: Final = {
     "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }  # fmt: skip
-MAX_MANIFEST_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         FormatError: no manifest.
     """
-    return from_json(path.read_bytes(), Manifest, limit=MAX_MANIFEST_BYTES)
+    return parse_manifest(path.read_bytes())
 
 
 class Model:

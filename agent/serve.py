@@ -46,16 +46,15 @@ from agent.serve_protocol import (
     frames_from_control,
 )
 from agent.spool import Spool
-from skerry.canonical import from_json, from_msgpack
+from skerry.canonical import from_json
 from skerry.errors import SkerryError
-from skerry.manifest import Baseline
+from skerry.manifest import parse_baseline
 from skerry.records import Context
 
 __all__ = ["main"]
 
 TICK_S: Final = 0.5
 CLOSE_S: Final = 2.0
-MAX_BASELINE_BYTES: Final = 4 << 20
 BOOT_BYTES: Final = 8
 OS_BOOT_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOG: Final = logging.getLogger("agent.serve")
@@ -269,7 +268,7 @@ class _Channel(asyncio.Protocol):
 def _load(slot: ServeSlot, threads: int) -> tuple[ServeSlot, Model, CountPlan]:
     manifest = read_manifest(Path(slot.manifest_file))
     data = Path(slot.baseline_file).read_bytes()
-    baseline = from_msgpack(data, Baseline, limit=MAX_BASELINE_BYTES)
+    baseline = parse_baseline(data)
     model = Model(Path(slot.model_file), manifest, slot.variant, threads=threads)
     return slot, model, count_plan(manifest, baseline)
 

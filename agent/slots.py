@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from skerry.bundle import OciManifest, parse_oci_manifest
-from skerry.canonical import check_digest, from_json, sha256
+from skerry.canonical import check_digest, sha256
 from skerry.errors import FormatError, NotFoundError
-from skerry.manifest import Manifest, Variant
+from skerry.manifest import Manifest, Variant, parse_manifest
 
 __all__ = ["Slots", "fsync_dir", "hash_file", "write_whole"]
 
@@ -64,7 +64,7 @@ class Slots:
 
     def put_manifest(self, bundle: str, data: bytes) -> Manifest:
         """Keep the Skerry manifest of a bundle, whose digest was checked."""
-        manifest = from_json(data, Manifest)
+        manifest = parse_manifest(data)
         self._make(bundle)
         write_whole(self.directory(bundle) / MANIFEST_FILE, data)
         return manifest
@@ -91,7 +91,7 @@ class Slots:
         data = _read(self.directory(bundle) / MANIFEST_FILE)
         if sha256(data) != self.oci(bundle).config.digest:
             raise FormatError(f"the manifest of {bundle} is damaged; it will be fetched again")
-        return from_json(data, Manifest)
+        return parse_manifest(data)
 
     def manifest_path(self, bundle: str) -> Path:
         """Return where the Skerry manifest of a bundle lies."""

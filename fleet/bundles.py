@@ -16,9 +16,9 @@ from typing import BinaryIO, Final
 from fleet.blobs import Blobs
 from fleet.catalog import Catalog
 from skerry.bundle import Bundle, parse_oci_manifest, read_bundle
-from skerry.canonical import from_json, sha256
+from skerry.canonical import sha256
 from skerry.errors import NotFoundError
-from skerry.manifest import Manifest
+from skerry.manifest import parse_manifest
 from skerry.trust import CatalogTarget
 
 __all__ = ["Bundles", "Published"]
@@ -88,7 +88,7 @@ class Bundles:
             layer.digest: self._blobs.read(layer.digest, limit_bytes=self._limit_bytes)
             for layer in oci.layers
         }
-        return Bundle(digest, data, config, from_json(config, Manifest), layers)
+        return Bundle(digest, data, config, parse_manifest(config), layers)
 
     def missing(self) -> list[str]:
         """Return the paths of releases whose blobs are not all here, such as after a restore."""

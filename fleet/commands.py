@@ -21,13 +21,13 @@ from fleet.plan import Plan, Rollout
 from fleet.registry import Registry
 from fleet.rollout import draft
 from fleet.store import Store
-from fleet.store_releases import MAX_BASELINE_BYTES, Release
+from fleet.store_releases import Release
 from fleet.targeting import select
 from skerry.bundle import Bundle, read_bundle
-from skerry.canonical import from_json, from_msgpack
+from skerry.canonical import from_json
 from skerry.errors import ConflictError, FormatError, SkerryError, UsageError
 from skerry.ids import check_id
-from skerry.manifest import Baseline, Evaluation
+from skerry.manifest import Evaluation, parse_baseline
 from skerry.states import DeviceState
 from skerry.trust import parse_target
 from skerry.wire import Cmd, Policy
@@ -275,5 +275,5 @@ def _read_inside(bundle: Bundle) -> tuple[Evaluation, bytes]:
         if reference.digest not in bundle.blobs:
             raise FormatError(f"the manifest names {reference.digest}, which no layer is")
     baseline = bundle.blobs[manifest.baseline.digest]
-    from_msgpack(baseline, Baseline, limit=MAX_BASELINE_BYTES)
+    parse_baseline(baseline)
     return from_json(bundle.blobs[manifest.evaluation.digest], Evaluation), baseline

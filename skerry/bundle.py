@@ -14,7 +14,7 @@ Source: OCI image specification 1.1, image-layout.md and manifest.md.
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -22,7 +22,8 @@ import msgspec
 
 from skerry.canonical import check_digest, from_json, sha256, to_json
 from skerry.errors import FormatError
-from skerry.manifest import Manifest
+from skerry.manifest import Manifest, parse_manifest
+from skerry.tar import read_tar
 
 __all__ = [
     "ARTIFACT_TYPE",
@@ -100,7 +101,7 @@ def oci_manifest(config: bytes, layers: Mapping[str, bytes]) -> bytes:
         config: canonical JSON of the Skerry manifest.
         layers: file name -> bytes.
     """
-    manifest = from_json(config, Manifest)
+    manifest = parse_manifest(config)
     return to_json(
         OciManifest(
             schema_version=2,
@@ -176,13 +177,10 @@ def read_bundle(source: BinaryIO, *, limit_bytes: int = MAX_BUNDLE_BYTES) -> Bun
     Raises:
         FormatError: not a bundle, or damaged; the message says where.
     """
-    try:
-        with tarfile.open(fileobj=source, mode="r:") as tar:
-            files = dict(_members(tar, limit_bytes))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise FormatError(
-            f"expected a bundle (a tar of an OCI image layout), got: {error}; copy or build it again"
-        ) from None
+    files = dict(read_tar(source, limit_bytes=limit_bytes, max_files=MAX_FILES + 4))
+    for name in files:
+        if name not in {"oci-layout", "index.json"}:
+            _check_blob_name(name)
     if files.pop("oci-layout", None) != LAYOUT or "index.json" not in files:
         raise FormatError("expected oci-layout and index.json; this tar is no OCI image layout")
     index = from_json(files.pop("index.json"), _Index, limit=MAX_MANIFEST_BYTES)
@@ -197,7 +195,7 @@ def read_bundle(source: BinaryIO, *, limit_bytes: int = MAX_BUNDLE_BYTES) -> Bun
     strangers = set(blobs) - set(layers) - {digest, oci.config.digest}
     if strangers:
         raise FormatError(f"blob {min(strangers)} is not listed in the manifest; build it again")
-    return Bundle(digest, oci_bytes, config, from_json(config, Manifest), layers)
+    return Bundle(digest, oci_bytes, config, parse_manifest(config), layers)
 
 
 def _take(blobs: Mapping[str, bytes], digest: str, size: int) -> bytes:
@@ -222,22 +220,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _members(tar: tarfile.TarFile, limit_bytes: int) -> Iterator[tuple[str, bytes]]:
-    seen: set[str] = set()
-    budget = limit_bytes
-    for member in tar:
-        name = member.name
-        known = name in {"oci-layout", "index.json"}
-        if not known:
-            check_digest("sha256:" + name.removeprefix("blobs/sha256/"))
-        if not member.isreg() or name in seen or len(seen) >= MAX_FILES + 4:
-            raise FormatError(f"unexpected entry {name[:120]!r} in the bundle; build it again")
-        seen.add(name)
-        budget -= member.size
-        if budget < 0:
-            raise FormatError(f"expected a bundle of at most {limit_bytes} bytes")
-        stream = tar.extractfile(member)
-        data = stream.read(member.size) if stream is not None else b""
-        if len(data) != member.size:
-            raise FormatError(f"entry {name[:120]!r} is cut short; copy the bundle again")
-        yield name, data
+def _check_blob_name(name: str) -> None:
+    prefix = "blobs/sha256/"
+    if not name.startswith(prefix):
+        raise FormatError(
+            f"unexpected entry {name[:120]!r} in the bundle; build it again", "bundle_entry"
+        )
+    check_digest("sha256:" + name.removeprefix(prefix))

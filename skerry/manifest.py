@@ -7,11 +7,14 @@ baseline, the evaluation report and the card. No timing and no fact of the
 building host: the same recipe, lock and data give the same bytes.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-from skerry.sketch import Column, ColumnSpec
+from skerry.canonical import check_digest, from_json, from_msgpack
+from skerry.errors import FormatError, UsageError
+from skerry.ids import check_id, check_version
+from skerry.sketch import Column, ColumnSpec, check_column, check_spec
 
 __all__ = [
     "Accuracy",
@@ -28,7 +31,19 @@ __all__ = [
     "PredictionSpec",
     "TensorSpec",
     "Variant",
+    "parse_baseline",
+    "parse_manifest",
 ]
+
+MAX_MANIFEST_BYTES: Final = 4 << 20
+MAX_BASELINE_BYTES: Final = 4 << 20
+MAX_VARIANTS: Final = 32
+MAX_TENSORS: Final = 64  # inputs, or outputs
+MAX_RANK: Final = 16
+MAX_DIMENSION: Final = 1 << 31
+MAX_FILE_BYTES: Final = 4 << 30
+MAX_COLUMNS: Final = 256  # features, or columns of a baseline
+MAX_TEXT: Final = 256  # characters of a name
 
 
 class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,3 +185,76 @@ class Evaluation(msgspec.Struct, frozen=True):
     n: int
     reference: float  # the fp32 model's value
     candidates: list[CandidateReport]
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Decode a manifest and check what its types do not say.
+
+    Raises:
+        FormatError: code ``manifest``; the message names the field.
+    """
+    manifest = from_json(data, Manifest, limit=MAX_MANIFEST_BYTES)
+    try:
+        check_id(manifest.model, "model")
+        check_version(manifest.model_version)
+        for variant in manifest.variants:
+            check_version(variant.min_agent)
+    except UsageError as error:
+        raise FormatError(f"manifest: {error}", "manifest") from None
+    for what, count, least, most in (
+        ("variants", len(manifest.variants), 1, MAX_VARIANTS),
+        ("inputs", len(manifest.inputs), 1, MAX_TENSORS),
+        ("outputs", len(manifest.outputs), 1, MAX_TENSORS),
+        ("features", len(manifest.features), 0, MAX_COLUMNS),
+    ):
+        if not least <= count <= most:
+            raise FormatError(
+                f"manifest: expected {least} to {most} {what}, got {count}", "manifest"
+            )
+    _check_names("variants", [variant.id for variant in manifest.variants])
+    _check_names("inputs", [tensor.name for tensor in manifest.inputs])
+    _check_names("outputs", [tensor.name for tensor in manifest.outputs])
+    _check_names("features", [feature.name for feature in manifest.features])
+    files = [manifest.golden, manifest.baseline, manifest.evaluation, manifest.card]
+    for file in (*files, *(variant.file for variant in manifest.variants)):
+        check_digest(file.digest)
+        if not 0 <= file.size_bytes <= MAX_FILE_BYTES:
+            raise FormatError(
+                f"manifest: expected a file of at most {MAX_FILE_BYTES} bytes, "
+                f"got {file.size_bytes}",
+                "manifest",
+            )
+    for tensor in (*manifest.inputs, *manifest.outputs):
+        sizes = all(-1 <= size <= MAX_DIMENSION for size in tensor.shape)
+        if len(tensor.shape) > MAX_RANK or not sizes:
+            raise FormatError(f"manifest: {tensor.name!r} has an impossible shape", "manifest")
+    if manifest.prediction.output not in {tensor.name for tensor in manifest.outputs}:
+        raise FormatError("manifest: the prediction is read from no output", "manifest")
+    return manifest
+
+
+def parse_baseline(data: bytes) -> Baseline:
+    """Decode a baseline and check that its columns can be counted on.
+
+    Raises:
+        FormatError: not a baseline; edges that do not ascend, or counts that do not add up.
+    """
+    baseline = from_msgpack(data, Baseline, limit=MAX_BASELINE_BYTES)
+    _check_names("columns", list(baseline.columns))
+    if len(baseline.columns) > MAX_COLUMNS:
+        raise FormatError(f"baseline: expected at most {MAX_COLUMNS} columns", "baseline")
+    for name, column in baseline.columns.items():
+        try:
+            check_spec(column.spec)
+            check_column(column.counts, column.spec)
+        except FormatError as error:
+            raise FormatError(f"baseline: column {name}: {error}", "baseline") from None
+    return baseline
+
+
+def _check_names(what: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise FormatError(f"manifest: expected {what} of different names", "manifest")
+    for name in names:
+        if not 0 < len(name) <= MAX_TEXT or not name.isprintable():
+            raise FormatError(f"manifest: {name[:80]!r} is no name for {what}", "manifest")

@@ -13,6 +13,8 @@ they were split over devices, windows and batches; only `run`, the longest run o
 equal values, is a fact of one device and merges as a maximum.
 """
 
+import math
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -29,6 +31,7 @@ __all__ = [
     "NumericSpec",
     "big_to_int",
     "check_column",
+    "check_spec",
     "int_to_big",
     "merge",
     "merge_columns",
@@ -37,6 +40,7 @@ __all__ = [
 
 MAX_BINS: Final = 256  # cells of one column that a decoder accepts
 MAX_BIG_BYTES: Final = 64  # bytes of one fixed-point sum
+MAX_SCALE: Final = 10**12
 
 
 class NumericSpec(msgspec.Struct, frozen=True, tag="numeric", tag_field="kind"):
@@ -126,19 +130,49 @@ def check_column(column: Column, spec: ColumnSpec) -> None:
             column.pos_inf, column.neg_inf, column.run, 0,
         )  # fmt: skip
         if max(len(column.sum), len(column.sum_sq)) > MAX_BIG_BYTES:
-            raise FormatError(f"expected sums of at most {MAX_BIG_BYTES} bytes")
+            raise FormatError(f"expected sums of at most {MAX_BIG_BYTES} bytes", "sketch")
         for bound in (column.min, column.max):
             if bound is not None and bound - bound != 0.0:
-                raise FormatError(f"expected finite extremes, got {bound}")
+                raise FormatError(f"expected finite extremes, got {bound}", "sketch")
+        if (column.min is None) != (column.max is None):
+            raise FormatError("expected both extremes, or none", "sketch")
+        if column.min is not None and column.max is not None and column.min > column.max:
+            raise FormatError(f"expected min <= max, got {column.min} and {column.max}", "sketch")
+        if big_to_int(column.sum_sq) < 0:
+            raise FormatError("expected a sum of squares of at least 0", "sketch")
     elif isinstance(column, CategoricalCounts) and isinstance(spec, CategoricalSpec):
         expected, got = len(spec.values), len(column.counts)
         low = min(*column.counts, column.other, column.unseen, column.missing, column.run, 0)
     else:
-        raise FormatError(f"expected {type(spec).__name__}, got {type(column).__name__}")
+        raise FormatError(f"expected {type(spec).__name__}, got {type(column).__name__}", "sketch")
     if got != expected or got > MAX_BINS:
-        raise FormatError(f"expected {expected} cells (at most {MAX_BINS}), got {got}")
+        raise FormatError(f"expected {expected} cells (at most {MAX_BINS}), got {got}", "sketch")
     if low < 0 or total(column) != column.n:
-        raise FormatError(f"expected cells that add up to n={column.n}, got {total(column)}")
+        raise FormatError(
+            f"expected cells that add up to n={column.n}, got {total(column)}", "sketch"
+        )
+
+
+def check_spec(spec: ColumnSpec) -> None:
+    """Check that a baseline's column can be counted on.
+
+    Raises:
+        FormatError: code ``sketch``: edges that do not ascend or are not finite, a scale below 1,
+            equal values, or too many cells.
+    """
+    if isinstance(spec, CategoricalSpec):
+        if len(spec.values) > MAX_BINS or len(set(spec.values)) < len(spec.values):
+            raise FormatError(f"expected at most {MAX_BINS} different values", "sketch")
+        return
+    if not 2 <= len(spec.edges) <= MAX_BINS + 1:
+        raise FormatError(
+            f"expected 2 to {MAX_BINS + 1} edges of a column, got {len(spec.edges)}", "sketch"
+        )
+    ascend = all(low < high for low, high in pairwise(spec.edges))
+    if not ascend or not all(map(math.isfinite, spec.edges)):
+        raise FormatError("expected finite edges, each above the one before", "sketch")
+    if not 0 < spec.scale <= MAX_SCALE:
+        raise FormatError(f"expected a scale of 1 to {MAX_SCALE}, got {spec.scale}", "sketch")
 
 
 def merge(a: Column, b: Column) -> Column:

@@ -77,8 +77,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _of(error: SkerryError) -> web.Response:
     status = next((s for kind, s in STATUS.items() if isinstance(error, kind)), 500)
-    known = isinstance(error, TrustError | RefusedError | FormatError)
-    code = error.code if known else _code(error)
+    if isinstance(error, TrustError | RefusedError | FormatError):
+        code = error.code
+    else:
+        code = _code(error)
     return problem(status, str(error), code=code, exit_code=error.exit_code)
 
 
