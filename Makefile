@@ -4,6 +4,7 @@
 #   make check                               style, types, import rules, generated documents
 #   make check-wheel                         the built package, as a device gets it
 #   make mutants                             take safeguards out one by one; the simulation must notice
+#   make fuzz   ARGS="--inputs 20000"     a million damaged inputs for each parser, and a table
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.
 
@@ -14,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel mutants lock clean
+.PHONY: help venv demo test check check-wheel mutants fuzz lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -63,6 +64,9 @@ check-wheel: venv
 
 mutants: venv
 	@$(BIN)/python -m tests.flows.mutants $(ARGS)
+
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lock:
 	@"$(PYTHON)" tools/lock.py

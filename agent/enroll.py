@@ -94,7 +94,7 @@ def check_answer(
     try:
         authority = x509.load_pem_x509_certificate(answer.ca.encode())
         chain = x509.load_pem_x509_certificates(answer.certificate.encode())
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise TrustError(f"expected certificates in PEM: {error}", "certificate") from None
     if sha256(authority.public_bytes(serialization.Encoding.DER)) != token.ca_fingerprint:
         raise TrustError("the fleet's authority is not the one that the token names", "ca")

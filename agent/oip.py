@@ -101,7 +101,7 @@ def decode_request(body: bytes, json_length: int | None) -> tuple[InferRequest, 
         raise UsageError(f"expected {end} bytes of JSON in the body, got {len(body)} bytes in all")
     try:
         request = _REQUEST.decode(view[:end])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UsageError(f"expected an inference request in JSON: {error}") from None
     # '#' divides the id of a batch from the number of its row
     if len(request.id) > MAX_ID_LENGTH or "#" in request.id:

@@ -293,7 +293,7 @@ def _drain(reader: SegmentReader) -> Iterator[Entry]:
         for seq, payload in batch:
             try:
                 item = _ITEM.decode(payload)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: no UTF-8
                 continue  # written by another version; control reports it
             yield reader.header, seq, item
 

@@ -185,7 +185,7 @@ class Frames(Generic[M]):
             del self._buffer[:end]
             try:
                 messages.append(self._decoder.decode(body))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError, ValueError) as error:
                 raise FormatError(f"expected a message of the serve protocol: {error}") from None
         return messages
 

@@ -287,7 +287,7 @@ def _leaving(payload: bytes, policy: Policy) -> Item:
         return Skip(1)
     try:
         item: Item = _DECODER.decode(payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: no UTF-8
         return Skip(1)  # its crc is right and its form is not: the writer was newer
     if not isinstance(item, Prediction) or policy.records == "all":
         return item

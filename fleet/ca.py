@@ -265,7 +265,7 @@ def _client_only() -> x509.ExtendedKeyUsage:
 def _load(pem: bytes, what: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise TrustError(
             f"expected the certificate of the {what}: {error}", "certificate"
         ) from None
@@ -278,7 +278,7 @@ def _requested_key(pem: str) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(pem.encode())
         proven, key = request.is_signature_valid, request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise TrustError(f"expected a certificate request in PEM: {error}", "request") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise TrustError("expected a certificate request for an EC P-256 key", "request")

@@ -32,6 +32,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 }
 _DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES: Final = 4
+MAX_RANK: Final = 32
 
 
 def datatype_of(array: NDArray[Any]) -> str:
@@ -73,8 +74,15 @@ def from_raw(data: bytes | memoryview, datatype: str, shape: Sequence[int]) -> N
     Raises:
         FormatError: the bytes are not as many as type and shape promise.
     """
+    if datatype not in DTYPES or any(size < 0 for size in shape) or len(shape) > MAX_RANK:
+        raise FormatError(
+            f"expected a tensor of {', '.join(DTYPES)} and a closed shape, "
+            f"got {datatype[:40]!r} {list(shape)[:MAX_RANK]}"
+        )
     count = math.prod(shape)
     if datatype == "BYTES":
+        if count * _LENGTH_BYTES > len(data):  # before room is made for so many
+            raise FormatError(f"expected {count} elements in BYTES, got {len(data)} bytes")
         elements = np.empty(count, dtype=object)
         elements[:] = _split(bytes(data), count)
         return elements.reshape(shape)

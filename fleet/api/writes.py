@@ -13,6 +13,7 @@ from aiohttp import BodyPartReader, web
 from fleet.actions import Action
 from fleet.api.auth import ACTOR
 from fleet.api.backend import Backend
+from fleet.api.body import parse_body
 from fleet.api.reads import QUERIES, answer, in_thread
 from fleet.commands import Commands
 from fleet.plan import Plan
@@ -46,11 +47,7 @@ async def _body(request: web.Request, kind: type[T]) -> T:
     Raises:
         UsageError: too long, not JSON, unknown keys, or not of that type.
     """
-    data = await request.read()
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"the request's JSON is wrong: {error}") from None
+    return parse_body(await request.read(), kind)
 
 
 @routes.post("/api/v1/bundles")

@@ -246,7 +246,7 @@ def _answer(headers: Mapping[str, str], body: bytes) -> Answer:
 def _refusal(status: int, body: bytes, url: str) -> SkerryError:
     try:
         reason = str(msgspec.json.decode(body)["error"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
         reason = repr(body[:200])
     message = f"{url} answered {status}: {reason}"
     if status in (429, 503):

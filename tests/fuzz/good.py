@@ -1,0 +1,167 @@
+"""Good inputs of every parser: what damage is done to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agent.serve_protocol import (
+    Accept,
+    Drain,
+    FromServe,
+    Ready,
+    Settings,
+    SlotStats,
+    Stats,
+    ToServe,
+)
+from skerry import wire
+from skerry.canonical import to_json, to_msgpack
+from skerry.enrolment import EnrolAnswer, EnrolRequest
+from skerry.keys import PublicKey
+from skerry.manifest import (
+    Golden,
+    GoldenTensor,
+)
+from skerry.profile import Inventory
+from skerry.token import EnrolmentToken, format_token
+from tests.fakes.manifests import tiny_manifest
+from tests.fakes.releases import BASELINE
+
+SEEDS = Path(__file__).parent / "seeds"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "digits"
+DEVICE = "device-1"
+LAYERS = {
+    name: b"content of " + name.encode()
+    for name in ("model.onnx", "golden.msgpack", "baseline.msgpack", "evaluation.json", "card.md")
+}
+MANIFEST = to_json(tiny_manifest(LAYERS))
+
+
+class AnyKey:
+    """A key that every signature is right for: the fuzzer looks behind the signature."""
+
+    key_id = "0" * 16
+    raw = bytes(32)
+
+    def verify(self, message: bytes, signature: bytes) -> None:
+        pass
+
+    def sign(self, message: bytes) -> bytes:
+        return bytes(64)
+
+
+ANY_KEY: Any = AnyKey()
+
+
+def sealed_up(kind: Any, body: Any) -> bytes:
+    return wire.seal_up(
+        ANY_KEY, dev=DEVICE, boot="b00t", seq=1, ts=1.0, mono=2.0, type=kind, body=body
+    )
+
+
+def telemetry() -> wire.Batch:
+    columns = {name: column.counts for name, column in BASELINE.columns.items()}
+    return wire.Batch(
+        1,
+        [wire.Context("camera", "reader", "1.0.0", "sha256:" + "0" * 64, "fp32-cpu")],
+        [
+            wire.Prediction("r-1", 1.0, 0, 3, 0.75, 120, [0.5, 0.25]),
+            wire.Skip(7),
+            wire.SketchWindow(0, 60.0, 60.0, 1000, 0, columns, {"b00t": (1, 2)}),
+            wire.Loss("b00t-0", 12, "power"),
+        ],
+    )
+
+
+def reported() -> wire.Reported:
+    release = wire.ReleaseRef("reader", "1.0.0", "sha256:" + "0" * 64, "fp32-cpu", 1.0)
+    report = wire.AssignmentReport(
+        "a-0001", "camera", "committed", [wire.Step("downloading", 1.0), wire.Step("committed", 2.0)],
+        variant="fp32-cpu", live=wire.LiveStats(30, 0, 100.0, 200.0, 3.0),
+    )  # fmt: skip
+    inventory = Inventory(agent="0.1.0", platform="linux-x86_64", providers=["CPU"], isa=["avx2"])
+    return wire.Reported(4, {"camera": release}, [report], inventory, 3)
+
+
+MESSAGE_KEY = PublicKey(bytes(32))
+ROOT_FILE = json.dumps({"signed": {"_type": "root", "version": 1,
+    "x-skerry-message-keys": {MESSAGE_KEY.key_id: MESSAGE_KEY.raw.hex()}}}).encode()  # fmt: skip
+TARGET = "models/acme/reader@1.0.0"
+
+
+def downs() -> tuple[bytes, ...]:
+    slot = wire.SlotDesired("a-0001", "r-0001", TARGET, "sha256:" + "0" * 64)
+    bodies: tuple[tuple[Any, Any], ...] = (
+        ("desired", wire.Desired({"camera": slot}, {"1.root.json": ROOT_FILE})),
+        ("ack", wire.Ack({"b00t": 7}, 4, ["c-1"])),
+        ("cmd", wire.Cmd("c-1", "rollback", {"slot": "camera"})),
+        ("policy", wire.Policy(2, records="sampled", sample_rate=0.5)),
+    )
+    return tuple(
+        wire.seal_down(
+            ANY_KEY, dev="all" if kind == "policy" else DEVICE, type=kind, body=body, version=2
+        )
+        for kind, body in bodies
+    )
+
+
+def golden() -> bytes:
+    def tensor(name: str) -> GoldenTensor:
+        return GoldenTensor(name, "FP32", [2, 2], bytes(16))
+
+    words = GoldenTensor("t", "BYTES", [2], b"\x01\0\0\0a\x02\0\0\0bc")
+    return to_msgpack(Golden([tensor("x"), words], [tensor("y")], 0.01, 1e-5))
+
+
+PLAN = b"""{"model":"reader","model_version":"1.1.0","publisher":"acme","slot":"camera",
+"selector":"site=porto and not tag:lab","stages":[{"name":"canary","count":2,"bake_s":60,
+"min_samples":2,"analysis":{}},{"name":"rest","gate":true}],"probation":{"min_answered":30}}"""
+AGENT_TOML = b"""http_port = 8450
+http_host = "127.0.0.1"
+poll_s = 0.2
+reconnect_cap_s = 300
+log_level = "info"
+"""
+FLEET_TOML = b"""fleet_id = "demo"
+port = 8440
+shards = 4
+tick_s = 0.25
+advertise_host = "fleet.example"
+"""
+
+
+def enrol_request() -> bytes:
+    csr = (SEEDS / "request.pem").read_text()
+    return to_json(EnrolRequest(bytes(32), csr, bytes(32), Inventory(platform="linux-x86_64")))
+
+
+def enrol_answer() -> bytes:
+    return to_json(
+        EnrolAnswer(DEVICE, DEVICE, "demo", "PEM", "PEM", b"{}", ROOT_FILE, "mqtts://h:8883", 4)
+    )
+
+
+def inference() -> tuple[bytes, ...]:
+    plain = b"""{"id":"a","inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2.5]},
+    {"name":"t","datatype":"BYTES","shape":[1],"data":["abc"]}],"outputs":[{"name":"x"}]}"""
+    binary = b"""{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"parameters":
+    {"binary_data_size":8}},{"name":"t","datatype":"BYTES","shape":[1],"parameters":
+    {"binary_data_size":5}}]}"""
+    return (
+        len(plain).to_bytes(2, "big") + plain,
+        len(binary).to_bytes(2, "big") + binary + bytes(8) + b"\x01\0\0\0a",
+    )
+
+
+CUSTOM = json.dumps({
+    "path": TARGET, "hashes": {"sha256": "0" * 64},
+    "custom": {"release_counter": 3, "hw_classes": ["any"], "min_agent": "0.1.0",
+               "may_fall_back_to": [], "device": DEVICE, "slot": "camera", "rollout": "r-1", "nonce": "a-1"},
+}).encode()  # fmt: skip
+ORDERS: tuple[ToServe, ...] = (Settings(1.0), Accept(), Drain())
+ANSWERS: tuple[FromServe, ...] = (Stats({"a": SlotStats(1, 0, 2.0, 3.0)}), Ready("b", 1.0))
+TOKEN = format_token(
+    EnrolmentToken(
+        DEVICE, bytes(32), "https://fleet:8441", "sha256:" + "0" * 64, "sha256:" + "1" * 64
+    )
+).encode()
