@@ -40,7 +40,7 @@ class AgentConfig:
     start_timeout_s: float = 60.0  # of a serving process, until its models are warm
     drain_s: float = 10.0
     smoke_timeout_s: float = 120.0
-    smoke_memory_mb: int = 0  # limit of a smoke run, 0 for none
+    smoke_memory_mb: int = 0  # limit of a smoke run, 0 for half of the machine's
     verify_timeout_s: float = 60.0
     download_timeout_s: float = 30.0  # without a byte
     download_max_bytes: int = 4 << 30  # of one file

@@ -14,9 +14,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from skerry.errors import RefusedError, UsageError
+from skerry.canonical import sha256
+from skerry.errors import FormatError, RefusedError, UsageError
 from skerry.features import Extractor, extractor
-from skerry.manifest import Manifest, TensorSpec, parse_manifest
+from skerry.manifest import FileRef, Manifest, TensorSpec, parse_manifest
+from skerry.onnx_outline import DEVICE, check_outline
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
@@ -67,7 +69,7 @@ class Model:
         if chosen is None:
             raise RefusedError(f"expected a variant of the manifest, got {variant!r}")
         started = time.perf_counter()
-        self._session = _open(file, chosen.provider, threads)
+        self._session = _open(_verified(file, chosen.file), chosen.provider, threads)
         self.manifest: Final = manifest
         self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
         self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
@@ -126,7 +128,29 @@ class Model:
             raise RefusedError("expected one prediction per row; the first axis must be the batch")
 
 
-def _open(file: Path, provider: str, threads: int) -> ort.InferenceSession:
+def _verified(file: Path, expected: FileRef) -> bytes:
+    """Return a model's bytes; what is hashed here is what is loaded, not what lies there later."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(expected.size_bytes + 1)
+    except OSError as error:
+        raise RefusedError(
+            f"expected a model at {file}; it is missing: {error.strerror}", "missing"
+        ) from None
+    if len(data) != expected.size_bytes or sha256(data) != expected.digest:
+        raise RefusedError(
+            f"expected {file.name} to have the {expected.size_bytes} bytes of {expected.digest}; "
+            "it has others",
+            "digest_mismatch",
+        )
+    try:
+        check_outline(data, DEVICE)
+    except FormatError as error:
+        raise RefusedError(str(error), error.code) from None
+    return data
+
+
+def _open(data: bytes, provider: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -135,12 +159,13 @@ def _open(file: Path, provider: str, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if provider not in ort.get_available_providers():
         raise RefusedError(f"expected {provider} in this onnxruntime; it is not built in")
-    if not file.is_file():
-        raise RefusedError(f"expected a model at {file}; it is missing")
     try:
-        return ort.InferenceSession(str(file), options, providers=[provider])
+        # from bytes: a path would let a model name files beside itself
+        return ort.InferenceSession(data, options, providers=[provider])
     except Exception as error:  # as above
-        raise RefusedError(f"onnxruntime cannot load {file.name}: {error}") from None
+        raise RefusedError(
+            f"onnxruntime cannot load the model: {str(error)[:500]}", "load_failed"
+        ) from None
 
 
 def _example(spec: TensorSpec) -> NDArray[Any]:

@@ -215,10 +215,11 @@ def serve_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def smoke_command(
-    *, model: Path, manifest: Path, golden: Path, variant: str, memory_mb: int = 0
+    *, model: Path, manifest: Path, golden: Path, variant: str, memory_mb: int = 0, cpu_s: int = 0
 ) -> list[str]:
     """Return the argument list of a smoke run; it prints a `SmokeResult`, give it a timeout."""
     return [
         sys.executable, "-m", "agent.smoke", "--model", str(model), "--manifest", str(manifest),
         "--golden", str(golden), "--variant", variant, "--memory-mb", str(memory_mb),
+        "--cpu-s", str(cpu_s),
     ]  # fmt: skip

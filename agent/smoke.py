@@ -1,11 +1,12 @@
 """A first run of a release, in a child process that may crash, hang or grow.
 
     python -m agent.smoke --model FILE --manifest FILE --golden FILE --variant ID [--memory-mb N]
+                          [--cpu-s N]
 
 Loads the variant, runs the golden set and compares: predictions may differ in a share
 of rows, output values by `atol`, both measured when the release was built. Prints one
 JSON line, a `SmokeResult`; exit code 0 if it passed, 1 if not. Whoever starts it sets
-a timeout; it limits its own memory.
+a timeout; it limits its own memory and CPU time.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from agent.runtime import Model, read_manifest
 from agent.serve_protocol import SmokeResult
 from skerry.canonical import from_msgpack
-from skerry.errors import SkerryError
+from skerry.errors import RefusedError, SkerryError
 from skerry.manifest import Golden, GoldenTensor
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES, from_raw
@@ -32,6 +33,9 @@ __all__ = ["main", "smoke"]
 
 MAX_GOLDEN_BYTES: Final = 64 << 20
 TIMED_RUNS: Final = 20
+BEFORE_LOADING: Final = frozenset(
+    {"external_data", "foreign_domain", "local_functions", "too_deep"}
+)
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -46,7 +50,7 @@ def smoke(model_file: Path, manifest_file: Path, golden_file: Path, variant: str
     try:
         model = Model(model_file, manifest, variant)
     except SkerryError as error:
-        return SmokeResult(ok=False, code="load_failed", message=str(error))
+        return SmokeResult(ok=False, code=_code(error), message=str(error))
     try:
         outputs = _run_rows(model, inputs)
         run_us = _time_one_row(model, inputs)
@@ -77,14 +81,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--golden", type=Path, required=True)
     parser.add_argument("--variant", required=True)
     parser.add_argument("--memory-mb", type=int, default=0, help="of private memory; 0 is no limit")
+    parser.add_argument("--cpu-s", type=int, default=0, help="seconds of CPU; 0 is no limit")
     args = parser.parse_args(argv)
     if args.memory_mb:
         limit = args.memory_mb << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if args.cpu_s:  # holds even when whoever started it is gone
+        resource.setrlimit(resource.RLIMIT_CPU, (args.cpu_s, args.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     np.seterr(all="ignore")
     result = smoke(args.model, args.manifest, args.golden, args.variant)
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     return 0 if result.ok else 1
+
+
+def _code(error: SkerryError) -> str:
+    """Return ``load_failed``, or what the model was refused for before it was loaded."""
+    code = error.code if isinstance(error, RefusedError) else ""
+    return code if code in BEFORE_LOADING else "load_failed"
 
 
 def _tensors(given: list[GoldenTensor]) -> Tensors:

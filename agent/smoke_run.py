@@ -5,6 +5,7 @@ What a model does there, hang, crash or eat memory, it does to the child alone.
 
 import asyncio
 import contextlib
+import math
 import os
 
 from agent.bundle_files import BundleFiles
@@ -32,12 +33,18 @@ async def smoke_run(files: BundleFiles, release: Release, variant: str) -> Smoke
         manifest=files.manifest_path(bundle),
         golden=files.path(bundle, manifest.golden),
         variant=variant,
-        memory_mb=files.config.smoke_memory_mb,
+        memory_mb=files.config.smoke_memory_mb or _half_of_the_memory_mb(),
+        cpu_s=math.ceil(files.config.smoke_timeout_s) + 1,
     )
     try:
         return await _watch(command, files.config.smoke_timeout_s)
     except OSError as error:
         return SmokeResult(ok=False, code="smoke_failed", message=f"cannot start it: {error}")
+
+
+def _half_of_the_memory_mb() -> int:
+    """A model that takes more than this would take the device down with it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 >> 20
 
 
 async def _watch(command: list[str], timeout_s: float) -> SmokeResult:

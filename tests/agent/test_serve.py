@@ -33,6 +33,7 @@ from tests.fakes.serving import (
     linear_release,
     listen,
     recorded_ids,
+    replace_model,
     value_release,
     windows,
 )
@@ -287,7 +288,7 @@ def test_it_says_why_it_cannot_start(tmp_path: Path, releases: dict[str, Release
     release = linear_release(tmp_path / "broken")
     Path(release.slot.model_file).write_bytes(b"no model at all")
     with listen() as listener, Serve(tmp_path, listener, release) as serve:
-        assert "cannot load" in serve.hear(Failed).message
+        assert "it has others" in serve.hear(Failed).message
         assert serve.process.wait(10) == 1
 
 
@@ -295,7 +296,7 @@ def test_a_model_that_is_not_what_its_manifest_says_is_refused(
     tmp_path: Path, releases: dict[str, Release]
 ) -> None:
     release = linear_release(tmp_path / "other")
-    Path(release.slot.model_file).write_bytes(Path(releases["table"].slot.model_file).read_bytes())
+    replace_model(release, Path(releases["table"].slot.model_file).read_bytes())
     with listen() as listener, Serve(tmp_path, listener, release) as serve:
         assert "the model has" in serve.hear(Failed).message
 

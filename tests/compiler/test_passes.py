@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler import passes
 from skerry.errors import FormatError, RefusedError
+from skerry.onnx_outline import Limits
 from tests.fakes.models import Task, graph, linear
 
 W = np.eye(2, dtype=np.float32)
@@ -47,7 +48,7 @@ def test_an_old_opset_is_raised_and_answers_as_before(tmp_path: Path) -> None:
 def test_a_model_beyond_the_size_limit_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "MAX_MODEL_BYTES", 100)
+    monkeypatch.setattr(passes, "IMPORT", Limits(size_bytes=100))
     with pytest.raises(RefusedError, match="at most 100 bytes"):
         load(tmp_path, linear(W))
 
@@ -103,7 +104,7 @@ def test_external_data_is_refused_in_a_branch_of_a_branch(tmp_path: Path) -> Non
 def test_a_foreign_domain_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("FusedGemm", ["x", "w"], ["y"], domain="com.microsoft")
     model = graph([node], {"w": W}, domains={"com.microsoft": 1})
-    with pytest.raises(RefusedError, match=r"got domain 'com\.microsoft'"):
+    with pytest.raises(RefusedError, match=r"domain 'com\.microsoft'"):
         load(tmp_path, model)
 
 
@@ -125,7 +126,7 @@ def test_a_tensor_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
 
 def test_graphs_too_deep_are_refused(tmp_path: Path) -> None:
     body = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "leaf", [], [])
-    for _ in range(passes.MAX_DEPTH):
+    for _ in range(passes.IMPORT.depth):
         node = helper.make_node("If", ["c"], ["y"], then_branch=body)
         body = helper.make_graph([node], "level", [], [])
     model = graph(list(body.node), {"c": np.array(True)})

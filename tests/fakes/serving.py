@@ -249,6 +249,16 @@ def write_release(
     return Release(slot, manifest, directory / "golden")
 
 
+def replace_model(release: Release, data: bytes) -> None:
+    """Put another model into a release, with its digest in the manifest."""
+    variant = msgspec.structs.replace(
+        release.manifest.variants[0], file=FileRef(sha256(data), len(data))
+    )
+    manifest = msgspec.structs.replace(release.manifest, variants=[variant])
+    Path(release.slot.model_file).write_bytes(data)
+    Path(release.slot.manifest_file).write_bytes(to_json(manifest))
+
+
 def listen() -> socket.socket:
     """A listening TCP socket on a free port of the loopback."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import helper, numpy_helper
+
 from agent.serve_protocol import (
     Accept,
     Drain,
@@ -25,6 +28,7 @@ from skerry.manifest import (
 from skerry.profile import Inventory
 from skerry.token import EnrolmentToken, format_token
 from tests.fakes.manifests import tiny_manifest
+from tests.fakes.models import graph, linear
 from tests.fakes.releases import BASELINE
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -112,6 +116,18 @@ def golden() -> bytes:
     words = GoldenTensor("t", "BYTES", [2], b"\x01\0\0\0a\x02\0\0\0bc")
     return to_msgpack(Golden([tensor("x"), words], [tensor("y")], 0.01, 1e-5))
 
+
+def _branches() -> bytes:
+    """A model with graphs in graphs, a constant in each."""
+    body = helper.make_graph(
+        [helper.make_node("Constant", [], ["o"], value=numpy_helper.from_array(np.eye(2), "k"))],
+        "inner", [], [helper.make_tensor_value_info("o", 11, [2, 2])],
+    )  # fmt: skip
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    return bytes(graph([node], {"c": np.array(True)}).SerializeToString())
+
+
+ONNX = (bytes(linear(np.eye(3)).SerializeToString()), _branches())
 
 PLAN = b"""{"model":"reader","model_version":"1.1.0","publisher":"acme","slot":"camera",
 "selector":"site=porto and not tag:lab","stages":[{"name":"canary","count":2,"bake_s":60,

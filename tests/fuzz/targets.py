@@ -28,13 +28,14 @@ from skerry.bundle import parse_oci_manifest, read_bundle
 from skerry.canonical import from_json, from_msgpack, sha256, to_json, to_msgpack
 from skerry.custom import catalog_target, director_target, message_keys
 from skerry.enrolment import MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
-from skerry.errors import FormatError, SkerryError, TrustError, UsageError
+from skerry.errors import FormatError, RefusedError, SkerryError, TrustError, UsageError
 from skerry.manifest import (
     Golden,
     TensorSpec,
     parse_baseline,
     parse_manifest,
 )
+from skerry.onnx_outline import IMPORT, check_outline
 from skerry.profile import Inventory, incompatibility
 from skerry.sketch import Column, ColumnSpec, check_column, merge, total
 from skerry.tensors import from_raw
@@ -52,6 +53,7 @@ from tests.fuzz.good import (
     EXAMPLES,
     FLEET_TOML,
     MANIFEST,
+    ONNX,
     ORDERS,
     PLAN,
     ROOT_FILE,
@@ -82,6 +84,11 @@ def _read_bundle(data: bytes) -> None:
     bundle = read_bundle(io.BytesIO(data), limit_bytes=1 << 20)
     assert sha256(bundle.oci) == bundle.digest
     assert all(sha256(blob) == digest for digest, blob in bundle.blobs.items())
+
+
+def _onnx(data: bytes) -> None:
+    outline = check_outline(data, IMPORT)
+    assert outline.depth <= IMPORT.depth
 
 
 def _read_manifest(data: bytes) -> None:
@@ -242,6 +249,7 @@ def all_targets() -> dict[str, Target]:
     targets = (
         Target("bundle", _read_bundle, (FormatError,), (rebuilt(MANIFEST),), spoilt_bundle),
         Target("oci_manifest", parse_oci_manifest, (FormatError,), (oci,), json_tree),
+        Target("onnx", _onnx, (FormatError, RefusedError), ONNX),
         Target("manifest", _read_manifest, (FormatError,), (MANIFEST,), json_tree),
         Target("baseline", _baseline, (FormatError,), (to_msgpack(BASELINE),), msgpack_tree),
         Target("golden", _golden, (FormatError,), (golden(),), msgpack_tree),
