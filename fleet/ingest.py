@@ -3,7 +3,7 @@
 The rules, in order, for every message that the broker hands over:
 
 1. It is refused, counted by reason and never stored if its topic is foreign, its device
-   unknown, its signature not that device's, or its form not the promised one.
+   unknown or beyond its rate, its signature not that device's, or its form not the promised one.
 2. Messages that arrive together are stored in one transaction, with their cursors.
 3. Records are stored once: of a batch, only what lies above the cursor of its
    ``(device, boot)``; a batch that would leave a gap is not stored at all.
@@ -21,6 +21,7 @@ from typing import Final
 
 from fleet.ingest_ports import AssignmentRecord, Message, Replies, Run, Store, Transaction
 from fleet.intake import check_envelope, check_reported, check_result, sound_items
+from fleet.rate import Rate
 from skerry.errors import FormatError, InvalidTransition, TrustError
 from skerry.records import Item, Skip, width
 from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, advance
@@ -79,12 +80,14 @@ class Ingest:
         fleet_id: str,
         shards: int,
         credit: int = 8,
+        rate: Rate | None = None,
     ) -> None:
         self._store = store
         self._replies = replies
         self._fleet_id = fleet_id
         self._shards = shards
         self._credit = credit
+        self._rate = rate or Rate()
 
     def take(self, messages: Sequence[Message], now: float) -> None:
         """Store messages in one transaction, then answer.
@@ -101,7 +104,7 @@ class Ingest:
         opened: list[tuple[Up, UpBody]] = []
         for message in messages:
             try:
-                opened.append(self._open(message))
+                opened.append(self._open(message, now))
             except _Refused as refusal:
                 _count(refused, refusal.device, refusal.reason)
         answers = _Answers()
@@ -112,11 +115,13 @@ class Ingest:
                 tx.count_refused(device, reason, count, now)
         self._answer(answers, now)
 
-    def _open(self, message: Message) -> tuple[Up, UpBody]:
+    def _open(self, message: Message, now: float) -> tuple[Up, UpBody]:
         topic = self._parse_topic(message.topic)
         key = self._store.report_key(topic.device)
         if key is None:
             raise _Refused("", "unknown_device")
+        if not self._rate.allows(topic.device, len(message.payload), now):
+            raise _Refused(topic.device, "too_fast")
         try:
             up, body = open_up(message.payload, key, device=topic.device)
             check_envelope(up, topic.kind)

@@ -9,6 +9,7 @@ from skerry.errors import UsageError
 __all__ = ["MAX_TOML_BYTES", "from_toml"]
 
 MAX_TOML_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 32
 
 
 def from_toml(data: bytes, where: str) -> dict[str, Any]:
@@ -29,13 +30,15 @@ def from_toml(data: bytes, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: expected TOML, got brackets nested too deep") from None
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of 5000 digits
         raise UsageError(f"{where}: expected TOML: {str(error)[:300]}") from None
-    waiting: list[object] = [table]
+    waiting: list[tuple[object, int]] = [(table, 0)]
     while waiting:  # no setting means NaN or infinity, and every comparison with NaN is false
-        value = waiting.pop()
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:  # dotted keys nest without a bracket
+            raise UsageError(f"{where}: expected tables at most {MAX_DEPTH} deep")
         if isinstance(value, dict):
-            waiting.extend(value.values())
+            waiting.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
-            waiting.extend(value)
+            waiting.extend((item, depth + 1) for item in value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where}: expected finite numbers, got {value}")
         elif isinstance(value, int) and value.bit_length() > 63:

@@ -73,10 +73,10 @@ def test_a_token_with_letters_that_base64_does_not_have(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a = " + "[" * 100_000, "a = " + "9" * 5000, "a = nan", "a = [1.0, -inf]", "a = 18446744073709551616",
+        "a = " + "[" * 100_000, "a." * 2000 + "a = 1", "a = " + "9" * 5000, "a = nan", "a = [1.0, -inf]", "a = 18446744073709551616",
         "a" * (2 << 20), "a = '\udcff'",
     ],
-    ids=["deep", "digits", "nan", "inf", "wide", "long", "bytes"],
+    ids=["deep", "dotted", "digits", "nan", "inf", "wide", "long", "bytes"],
 )  # fmt: skip
 def test_settings_that_no_setting_means(tmp_path: Path, text: str) -> None:
     data = text.encode(errors="surrogateescape")
