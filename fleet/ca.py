@@ -2,7 +2,7 @@
 
     root      made in the key ceremony, signs the issuing authority once; 20 years
     issuing   on the fleet's machine, may issue no further authority (pathlen 0),
-              client certificates only; 5 years
+              5 years
     device    common name = device id and nothing else; at most 30 days
 
 All keys are EC P-256. Of a certificate request only the public key is taken, after its proof of
@@ -11,8 +11,10 @@ possession: name, extensions and wishes in it are ignored.
 Source: RFC 5280, sections 4.1 and 4.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import ip_address
 from typing import Final
 
 from cryptography import x509
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
@@ -30,11 +33,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from skerry.canonical import sha256
 from skerry.errors import TrustError
-from skerry.ids import check_id
+from skerry.ids import check_id, is_id
 
 __all__ = [
     "Authority",
     "Certificate",
+    "Credential",
     "issuing_request",
     "load_ec_key",
     "make_ec_key",
@@ -47,6 +51,7 @@ __all__ = [
 
 ROOT_VALID: Final = timedelta(days=20 * 365)
 ISSUING_VALID: Final = timedelta(days=5 * 365)
+OWN_VALID: Final = timedelta(days=365)
 DEVICE_VALID: Final = timedelta(days=30)
 SKEW: Final = timedelta(minutes=10)  # a device's clock may be behind
 MAX_PEM_BYTES: Final = 8 * 1024
@@ -57,6 +62,15 @@ class Certificate:
     """A device's certificate: PEM with the issuing authority's after it, and its end."""
 
     pem: str
+    expires: datetime  # aware UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A certificate of the fleet itself with its key: PEM, the key in the clear."""
+
+    key: bytes
+    chain: bytes  # the certificate, then the issuing authority's
     expires: datetime  # aware UTC
 
 
@@ -130,6 +144,58 @@ class Authority:
         chain = (certificate, self._issuing)
         pem = "".join(link.public_bytes(Encoding.PEM).decode() for link in chain)
         return Certificate(pem, certificate.not_valid_after_utc)
+
+    def server(self, names: Sequence[str], now: datetime) -> Credential:
+        """Return a new key with a certificate for a listener.
+
+        Args:
+            names: host names and addresses by which it is reached.
+            now: aware UTC.
+        """
+        alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
+        return self._own("skerry fleet", [ExtendedKeyUsageOID.SERVER_AUTH], alternatives, now)
+
+    def service(self, common_name: str, now: datetime) -> Credential:
+        """Return a new key with a certificate for a client of the fleet itself.
+
+        Args:
+            common_name: what no device can be called.
+            now: aware UTC.
+        """
+        if is_id(common_name):
+            raise ValueError(f"{common_name} could be a device")
+        return self._own(common_name, [ExtendedKeyUsageOID.CLIENT_AUTH], None, now)
+
+    def _own(
+        self,
+        common_name: str,
+        usage: Sequence[x509.ObjectIdentifier],
+        alternatives: x509.SubjectAlternativeName | None,
+        now: datetime,
+    ) -> Credential:
+        key, start = make_ec_key(), now - SKEW
+        expires = min(start + OWN_VALID, self._issuing.not_valid_after_utc)
+        builder = (
+            _builder(common_name, key.public_key(), start, expires)
+            .issuer_name(self._issuing.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+        )
+        if alternatives is not None:
+            builder = builder.add_extension(alternatives, critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        chain = (certificate, self._issuing)
+        return Credential(
+            pem,
+            b"".join(link.public_bytes(Encoding.PEM) for link in chain),
+            certificate.not_valid_after_utc,
+        )
 
 
 def same_key(certificate: str, request: str) -> bool:
@@ -215,7 +281,7 @@ def sign_issuing(
         .issuer_name(issuer.subject)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(certificates=True), critical=True)
-        .add_extension(_client_only(), critical=False)
+        .add_extension(_client_and_server(), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()),
             critical=False,
@@ -260,6 +326,17 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
 
 def _client_only() -> x509.ExtendedKeyUsage:
     return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+
+
+def _client_and_server() -> x509.ExtendedKeyUsage:
+    return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _load(pem: bytes, what: str) -> x509.Certificate:
