@@ -160,7 +160,8 @@ class Link:
             deadline = loop.time() + HANDSHAKE_TIMEOUT_S
             while not self._broken.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._broken.wait(), MISC_S)
+                    async with asyncio.timeout(MISC_S):
+                        await self._broken.wait()
                 client.loop_misc()
                 if not self.connected and loop.time() > deadline:
                     break
@@ -185,7 +186,9 @@ class Link:
         client.max_queued_messages_set(MAX_QUEUED)
         client.will_set(config.will_topic, config.will, qos=1, retain=True)
         if config.address.tls:
+            # checks the chain and the host name
             context = ssl.create_default_context(cafile=str(config.ca_file))
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.load_cert_chain(str(config.cert_file), str(config.key_file))
             client.tls_set_context(context)
         home = threading.get_ident()

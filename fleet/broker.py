@@ -1,10 +1,10 @@
 """The embedded broker: a real ``nats-server`` as a child that dies with its parent.
 
-It listens on loopback: one port for MQTT, one service port of its own. It is started from
-the event loop's thread, which lives as long as the program (Linux ties a child's death
-signal to the thread that made it), watched, and started again on the same ports with the
-same store when it ends or hangs. What it holds is a cache: the fleet's database and the
-devices' outboxes are the truth.
+It has one port for MQTT over TLS, and a service port on loopback. It is started from the
+event loop's thread, which lives as long as the program (Linux ties a child's death signal to
+the thread that made it), watched, and started again on the same ports with the same store
+when it ends or hangs. What it holds is a cache: the fleet's database and the devices'
+outboxes are the truth.
 """
 
 import asyncio
@@ -13,21 +13,27 @@ import ctypes
 import logging
 import os
 import random
+import re
+import secrets
 import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from fleet.broker_config import BrokerSettings, TlsFiles, render_nats, render_nats_users
+from fleet.config import FleetConfig
+from fleet.files import write_atomic
 from fleet.process import cannot_listen
 from skerry.errors import UnreachableError
 
-__all__ = ["Broker", "BrokerSettings", "find_server", "free_port", "render_config"]
+__all__ = ["Broker", "broker_settings", "can_ask", "find_server", "free_port"]
 
 log = logging.getLogger(__name__)
 
@@ -39,48 +45,14 @@ PROBE_EVERY_S: Final = 10.0
 PROBE_TIMEOUT_S: Final = 2.0
 PROBES_MISSED: Final = 3  # then it counts as hung
 RESTART_CAP_S: Final = 5.0
-LOG_BYTES: Final = 4 << 20
+ASKS_SINCE: Final = (2, 10)  # the first server that asks who may connect
+VERSION_TIMEOUT_S: Final = 10.0
 PR_SET_PDEATHSIG: Final = 1
+PASSWORD_BYTES: Final = 24
 # CONNECT of MQTT 3.1.1, clean session, keep-alive 5 s, client id "skerry-probe"
 PROBE: Final = b"\x10\x18\x00\x04MQTT\x04\x02\x00\x05\x00\x0cskerry-probe"
 DISCONNECT: Final = b"\xe0\x00"
 CONNACK_OK: Final = b"\x20\x02\x00\x00"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerSettings:
-    """Where the broker listens and what it may keep."""
-
-    name: str
-    directory: Path
-    host: str = "127.0.0.1"
-    mqtt_port: int
-    service_port: int
-    max_store_mb: int = 1024
-
-
-def render_config(settings: BrokerSettings) -> str:
-    """Return the configuration file of the broker."""
-    s = settings
-    return f"""# written by skerry at each start
-server_name: "{s.name}"
-listen: "127.0.0.1:{s.service_port}"
-pid_file: "{s.directory / "nats.pid"}"
-log_file: "{s.directory / "nats.log"}"
-logfile_size_limit: {LOG_BYTES}
-logfile_max_num: 2
-max_payload: 262144
-jetstream {{
-  store_dir: "{s.directory / "store"}"
-  max_memory_store: 67108864
-  max_file_store: {s.max_store_mb << 20}
-}}
-mqtt {{
-  listen: "{s.host}:{s.mqtt_port}"
-  ack_wait: "10s"
-  max_ack_pending: 1024
-}}
-"""
 
 
 def find_server() -> Path:
@@ -107,6 +79,27 @@ def find_server() -> Path:
     return Path(found)
 
 
+def can_ask(program: Path) -> tuple[bool, str]:
+    """Tell whether a server can ask the fleet who may connect, and its version.
+
+    Raises:
+        UnreachableError: the program does not tell its version.
+    """
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnreachableError(f"{program} cannot be run: {error}") from None
+    found = re.search(r"v?(\d+)\.(\d+)(\.\S+)?", said)
+    if found is None:
+        raise UnreachableError(
+            f"expected {program} --version to tell a version, got {said[:80]!r}; "
+            f"set {VARIABLE} to a nats-server"
+        )
+    return (int(found[1]), int(found[2])) >= ASKS_SINCE, found[0].lstrip("v")
+
+
 def free_port(host: str) -> int:
     """Return a port that nobody listens on at this moment."""
     with socket.socket() as probe:
@@ -129,17 +122,47 @@ def check_port(host: str, port: int, what: str) -> None:
             raise cannot_listen(error, host, port, what) from None
 
 
+def broker_settings(config: FleetConfig, tls: TlsFiles, issuer: str) -> BrokerSettings:
+    """Return a fleet's settings of the broker, with free ports and a new password.
+
+    Args:
+        config: the fleet's settings.
+        tls: the server's certificate.
+        issuer: who answers logins; empty for nobody.
+    """
+    return BrokerSettings(
+        name=f"skerry-{config.fleet_id}",
+        fleet_id=config.fleet_id,
+        shards=config.shards,
+        directory=config.broker_dir,
+        tls=tls,
+        host=config.host,
+        mqtt_port=config.broker_port or free_port(config.host),
+        service_port=free_port("127.0.0.1"),
+        issuer=issuer,
+        password=secrets.token_urlsafe(PASSWORD_BYTES),
+        max_store_mb=config.broker_max_store_mb,
+    )
+
+
 class Broker:
     """Starts, watches and stops the broker; use it from one event loop in the main thread."""
 
-    def __init__(self, settings: BrokerSettings, on_start: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        context: ssl.SSLContext,
+        on_start: Callable[[int], None],
+    ) -> None:
         """Prepare a broker.
 
         Args:
             settings: where it listens.
+            context: with the fleet's client certificate; asks whether the broker still answers.
             on_start: called with the process id each time it is ready.
         """
         self.settings = settings
+        self._context = context
         self._on_start = on_start
         self._program = find_server()
         self._process: asyncio.subprocess.Process | None = None
@@ -161,14 +184,23 @@ class Broker:
         check_port(s.host, s.mqtt_port, "the broker")
         check_port("127.0.0.1", s.service_port, "the broker's service port")
         s.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = s.directory / "nats.conf"
-        config.write_text(render_config(s))
-        await self._spawn(config)
+        if s.issuer:
+            asks, version = await asyncio.to_thread(can_ask, self._program)
+            if not asks:
+                raise UnreachableError(
+                    f"expected nats-server 2.10 or newer, which asks the fleet who may connect; "
+                    f"{self._program} is {version}: install a newer one, set {VARIABLE} to it, "
+                    'or put broker_auth = "users" into fleet.toml'
+                )
+        write_atomic(s.config_file, render_nats(s).encode(), mode=0o600)
+        if not s.issuer and not s.users_file.exists():
+            self._write_users(())
+        await self._spawn(s.config_file)
 
     async def watch(self) -> None:
         """Start the broker again whenever it ends or hangs, until `stop`."""
         tries = 0
-        config = self.settings.directory / "nats.conf"
+        config = self.settings.config_file
         while not self._stopping:
             await self._until_gone()
             if self._stopping:
@@ -185,6 +217,22 @@ class Broker:
                     log.exception("the broker does not come back; trying on", exc_info=error)
                 await asyncio.sleep(random.uniform(0, min(RESTART_CAP_S, 0.2 * 2**tries)))
 
+    def allow(self, devices: Iterable[str]) -> None:
+        """Name the devices that may connect, to a broker that asks nobody.
+
+        Those that are not among them lose their connection.
+        """
+        self._write_users(devices)
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
+
+    def _write_users(self, devices: Iterable[str]) -> None:
+        s = self.settings
+        text = render_nats_users(s.fleet_id, s.shards, devices)
+        write_atomic(s.users_file, text.encode(), mode=0o600)
+
     async def stop(self) -> None:
         """End the broker."""
         self._stopping = True
@@ -194,7 +242,8 @@ class Broker:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -227,7 +276,8 @@ class Broker:
         process, missed = self._process, 0
         while process is not None and process.returncode is None:
             try:
-                await asyncio.wait_for(process.wait(), PROBE_EVERY_S)
+                async with asyncio.timeout(PROBE_EVERY_S):
+                    await process.wait()
             except TimeoutError:
                 missed = 0 if await self._answers() else missed + 1
                 if missed >= PROBES_MISSED and not self._stopping:
@@ -246,7 +296,7 @@ class Broker:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(
-                    self.settings.host, self.settings.mqtt_port
+                    self.settings.reachable, self.settings.mqtt_port, ssl=self._context
                 )
                 try:
                     writer.write(PROBE)

@@ -45,6 +45,7 @@ __all__ = [
     "make_root",
     "requested_key_id",
     "same_key",
+    "serial_of",
     "sign_issuing",
     "to_pem",
 ]
@@ -196,6 +197,15 @@ class Authority:
             b"".join(link.public_bytes(Encoding.PEM) for link in chain),
             certificate.not_valid_after_utc,
         )
+
+
+def serial_of(certificate: str) -> int:
+    """Return the serial number of a device's certificate.
+
+    Raises:
+        TrustError: it is none.
+    """
+    return _load(certificate.encode(), "device certificate").serial_number
 
 
 def same_key(certificate: str, request: str) -> bool:

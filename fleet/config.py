@@ -19,6 +19,7 @@ __all__ = ["FleetConfig", "load_config", "write_config"]
 
 FILE_NAME: Final = "fleet.toml"
 MAX_SHARDS: Final = 256
+BROKER_AUTH: Final = ("callout", "users")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class FleetConfig:
     Attributes:
         data: the data directory; not in the file, it is where the file lies.
         database_url: empty for SQLite in the data directory.
+        broker_auth: "callout": the broker asks the fleet about each login; "users": it has a list,
+            which is all that nats-server before 2.10 can do.
         shards: ingest slots; fixed for the life of a fleet.
         credit: telemetry batches that a device may have under way.
     """
@@ -39,6 +42,7 @@ class FleetConfig:
     device_port: int = 8441  # devices: enrolment, bundles, metadata
     broker_port: int = 8883  # MQTT listener of the embedded broker
     advertise_host: str = ""  # how devices reach this machine; empty for `host`
+    broker_auth: str = "callout"
     database_url: str = ""
     shards: int = 4
     credit: int = 8
@@ -56,6 +60,10 @@ class FleetConfig:
         for name in ("port", "device_port", "broker_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise UsageError(f"expected {name} of 0 to 65535, got {getattr(self, name)}")
+        if self.broker_auth not in BROKER_AUTH:
+            raise UsageError(
+                f'expected broker_auth "callout" or "users", got {self.broker_auth[:40]!r}'
+            )
         if not 1 <= self.shards <= MAX_SHARDS:
             raise UsageError(f"expected 1 to {MAX_SHARDS} shards, got {self.shards}")
         for name in ("credit", "commit_every_s", "commit_at_most", "tick_s", "drift_every_s",
@@ -88,6 +96,11 @@ class FleetConfig:
     def keys_dir(self) -> Path:
         """Online keys and the certificate authority."""
         return self.data / "keys"
+
+    @property
+    def tls_dir(self) -> Path:
+        """Certificates and keys of the listeners and of the fleet's own broker client."""
+        return self.data / "tls"
 
     @property
     def broker_dir(self) -> Path:

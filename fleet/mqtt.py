@@ -8,6 +8,7 @@ cannot make it grow.
 """
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -230,9 +231,21 @@ class FleetMqtt:
         shards: int,
         host: str,
         port: int,
+        context: ssl.SSLContext,
         worker: IngestWorker,
         sender: Sender,
     ) -> None:
+        """Wire the connections; nothing is started yet.
+
+        Args:
+            fleet_id: in every topic.
+            shards: one connection takes each.
+            host: of the broker; its certificate must name it.
+            port: of the broker.
+            context: the fleet's client certificate, and whom it trusts.
+            worker: takes what arrives.
+            sender: sends.
+        """
         self._worker = worker
         slots = [f"{slot:02x}" for slot in range(shards)]
         self._links = [
@@ -244,7 +257,7 @@ class FleetMqtt:
             for slot in slots
         ]
         self._sender = sender
-        self._loop = MqttLoop(host, port, [sender.link, *self._links])
+        self._loop = MqttLoop(host, port, [sender.link, *self._links], context)
         sender.attach(self._loop)
 
     @property

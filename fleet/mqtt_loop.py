@@ -10,6 +10,7 @@ import logging
 import random
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -82,6 +83,10 @@ class Link:
         self._client.on_message = self._received
         self._client.on_publish = self._published
 
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Speak TLS, in every connection from now on."""
+        self._client.tls_set_context(context)
+
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Send a message with QoS 1; it is sent again if the connection breaks."""
         self._client.publish(topic, payload, qos=1, retain=retain)
@@ -119,6 +124,9 @@ class Link:
         """Read and write what is possible."""
         if readable:
             self._client.loop_read()
+            # TLS may hold bytes back that make no socket readable
+            while getattr(self._client.socket(), "pending", int)():
+                self._client.loop_read()
         if writable and self._client.socket() is not None:
             self._client.loop_write()
 
@@ -135,7 +143,7 @@ class Link:
         elif now >= self._retry_at:
             try:
                 self._client.connect(host, port, KEEPALIVE_S)
-            except OSError as error:
+            except OSError as error:  # a TLS failure is one, too
                 self._failed(f"{error}", now)
 
     def _failed(self, why: str, now: float) -> None:
@@ -175,9 +183,18 @@ class Link:
 
 
 class MqttLoop:
-    """The thread that drives the links."""
+    """The thread that drives the links.
 
-    def __init__(self, host: str, port: int, links: list[Link]) -> None:
+    Args:
+        host: of the broker; its certificate must name it.
+        port: of the broker.
+        links: the connections.
+        context: the fleet's client certificate, and whom it trusts.
+    """
+
+    def __init__(self, host: str, port: int, links: list[Link], context: ssl.SSLContext) -> None:
+        for link in links:
+            link.secure(context)
         self._host, self._port, self._links = host, port, links
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_in, self._wake_out = socket.socketpair()

@@ -24,7 +24,8 @@ __all__ = ["Cutter", "ServiceClient"]
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 2
-RETRY_S: Final = 0.1
+RETRY_S: Final = 0.05
+PING_S: Final = 10
 REQUEST_TIMEOUT_S: Final = 2.0
 CUT_TRIES: Final = 10
 ASK_CONNECTIONS: Final = "$SYS.REQ.SERVER.PING.CONNZ"
@@ -108,31 +109,40 @@ class ServiceClient:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not self._over.is_set():
-            # the library's own first attempt gives up; ours does not
-            try:
-                await self._client.connect(
-                    f"nats://127.0.0.1:{self._port}",
-                    user=self._user,
-                    password=self._password,
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    reconnect_time_wait=RETRY_S,  # type: ignore[arg-type]  # it only sleeps so long
-                    max_reconnect_attempts=-1,
-                    ping_interval=10,
-                    error_cb=_quiet,
-                )
-                break
-            except (nats.errors.Error, OSError, TimeoutError):
-                self._client = Client()
-                await asyncio.sleep(RETRY_S)
-        try:
-            if self._subject and not self._over.is_set():
-                await self._client.subscribe(self._subject, queue="skerry", cb=self._asked)
-                await self._client.flush()
-            self._ready.set()
-            await self._over.wait()
-        finally:
+        over = asyncio.create_task(self._over.wait())
+        while not over.done():
+            holding = asyncio.create_task(self._hold())
+            await asyncio.wait({over, holding}, return_when=asyncio.FIRST_COMPLETED)
+            holding.cancel()
+            with contextlib.suppress(asyncio.CancelledError, nats.errors.Error, OSError):
+                await holding
             await self._client.close()
+            if not over.done():
+                await asyncio.sleep(RETRY_S)
+
+    async def _hold(self) -> None:
+        """Connect, and stay as long as the library makes the connection again by itself."""
+        self._client, lost = Client(), asyncio.Event()
+
+        async def closed() -> None:
+            lost.set()
+
+        await self._client.connect(
+            f"nats://127.0.0.1:{self._port}",
+            user=self._user,
+            password=self._password,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            reconnect_time_wait=RETRY_S,  # type: ignore[arg-type]  # it only sleeps so long
+            max_reconnect_attempts=-1,
+            ping_interval=PING_S,
+            error_cb=_quiet,
+            closed_cb=closed,
+        )
+        if self._subject:
+            await self._client.subscribe(self._subject, queue="skerry", cb=self._asked)
+            await self._client.flush()
+        self._ready.set()
+        await lost.wait()
 
     async def _asked(self, message: Msg) -> None:
         try:

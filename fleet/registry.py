@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from fleet.ca import Authority, same_key
+from fleet.ca import Authority, same_key, serial_of
 from skerry.enrolment import EnrolRequest, roots_digest
 from skerry.errors import (
     ConflictError,
@@ -119,6 +119,7 @@ class Registry:
         roots: returns the catalog's and the director's latest root.
         client_id: returns a device's MQTT client id. The device id by default: right where the
             broker binds it to the certificate; elsewhere it must be a secret of this enrolment.
+        on_cut: called with a device that may not connect any more.
         random_bytes: the source of secrets.
     """
 
@@ -129,12 +130,14 @@ class Registry:
         roots: Callable[[], tuple[bytes, bytes]],
         *,
         client_id: Callable[[str], str] = str,
+        on_cut: Callable[[str], None] = lambda _: None,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._store = store
         self._authority = authority
         self._roots = roots
         self._client_id = client_id
+        self._on_cut = on_cut
         self._random_bytes = random_bytes
 
     def preauthorize(
@@ -242,6 +245,17 @@ class Registry:
         advance(DEVICE, old, state)
         if not self._store.move(device_id, old, state, now):
             raise ConflictError(f"{device_id} was changed by somebody else; look at it again")
+        if state is not DeviceState.ACCEPTED:
+            self._on_cut(device_id)
+
+    def may_connect(self, device_id: str, serial: int) -> bool:
+        """Tell whether a device may connect with the certificate of this serial number."""
+        record = self._store.record(device_id)
+        return (
+            record is not None
+            and record.state is DeviceState.ACCEPTED
+            and serial_of(record.certificate) == serial
+        )
 
     def _repeat(self, claim: Claim, request: EnrolRequest) -> Enrolled:
         """Answer a request that was answered before; refuse any other that spends the token."""

@@ -24,11 +24,14 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from fleet.access import Access, AskedAccess, ListedAccess, accepted_devices
 from fleet.api.app import make_app
 from fleet.blobs import Blobs
-from fleet.broker import Broker, BrokerSettings, free_port
+from fleet.broker import Broker, broker_settings
+from fleet.broker_config import FLEET_USER, device_rights
 from fleet.bundles import Bundles
 from fleet.ca import Authority
+from fleet.callout import SELF_TEST_USER, Callout, Issuer, load_issuer
 from fleet.catalog import Catalog
 from fleet.commands import Commands
 from fleet.config import FleetConfig
@@ -44,6 +47,7 @@ from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
 from fleet.store import open_store
+from fleet.tls_files import client_context, make_client, make_server
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
 from skerry.errors import (
@@ -104,14 +108,13 @@ class Service:
             read_key_file(config, "authority.crt"),
         )
         blobs = Blobs(config.blobs_dir)
+        self.tls: Final = make_server(config, authority, now)
+        asks = config.broker_auth == "callout"
+        issuer = load_issuer(config.keys_dir) if asks else None
+        context = client_context(make_client(config.tls_dir, authority, FLEET_USER, now))
         self.broker: Final = Broker(
-            BrokerSettings(
-                name=f"skerry-{config.fleet_id}",
-                directory=config.broker_dir,
-                mqtt_port=config.broker_port or free_port("127.0.0.1"),
-                service_port=free_port("127.0.0.1"),
-                max_store_mb=config.broker_max_store_mb,
-            ),
+            broker_settings(config, self.tls, issuer.public if issuer else ""),
+            context,
             self._broker_started,
         )
         self.store: Final = open_store(config.db_url)
@@ -131,9 +134,11 @@ class Service:
             self.store.devices,
             authority,
             lambda: (self.catalog.root, director.root),
-            # this broker does not bind the client id to a certificate, so it is a secret
-            client_id=lambda device: f"{device}_{secrets.token_hex(CLIENT_SECRET_BYTES)}",
+            # a broker that asks nobody does not bind the client id to a certificate: it is a secret
+            client_id=str if asks else _secret_client_id,
+            on_cut=lambda device: self.access.cut(device),
         )
+        self.access: Final = self._make_access(issuer, registry, authority, now)
         self.commands: Final = Commands(
             store=self.store,
             dispatcher=dispatcher,
@@ -155,8 +160,9 @@ class Service:
         self.mqtt: Final = FleetMqtt(
             fleet_id=config.fleet_id,
             shards=config.shards,
-            host=self.broker.settings.host,
+            host=self.broker.settings.reachable,
             port=self.broker.settings.mqtt_port,
+            context=context,
             worker=IngestWorker(
                 ingest,
                 lambda: utc_now().timestamp(),
@@ -188,8 +194,8 @@ class Service:
     @property
     def broker_url(self) -> str:
         """Where devices find the broker."""
-        settings = self.broker.settings
-        return f"mqtt://{settings.host}:{settings.mqtt_port}"
+        host = self.config.advertise_host or self.config.host
+        return f"mqtts://{host}:{self.broker.settings.mqtt_port}"
 
     @property
     def is_ready(self) -> bool:
@@ -221,6 +227,7 @@ class Service:
         if brought:
             log.info("%d releases were in the catalog alone; they are in the database now", brought)
         await self.broker.start()
+        await asyncio.to_thread(self.access.start)
         self.mqtt.start()
         await asyncio.to_thread(self.engine.start)
         if not await asyncio.to_thread(self.mqtt.wait_connected, MQTT_READY_TIMEOUT_S):
@@ -241,6 +248,7 @@ class Service:
             await self._stopping.wait()
             # MQTT before the broker, so that the last acks leave
             await asyncio.to_thread(self.mqtt.stop)
+            await asyncio.to_thread(self.access.stop)
             await self.broker.stop()
 
     def stop(self) -> None:
@@ -251,6 +259,7 @@ class Service:
         """End every part, in order; nothing that was stored is lost by it."""
         self._stopping.set()
         await asyncio.to_thread(self.mqtt.stop)
+        await asyncio.to_thread(self.access.stop)
         await self.broker.stop()
         self.store.close()
         self.config.run_file.unlink(missing_ok=True)
@@ -269,7 +278,23 @@ class Service:
                     log.exception("the engine stumbled; it is tried again")
                 failing = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self.config.tick_s)
+                async with asyncio.timeout(self.config.tick_s):
+                    await self._stopping.wait()
+
+    def _make_access(
+        self, issuer: Issuer | None, registry: Registry, authority: Authority, now: datetime
+    ) -> Access:
+        if issuer is None:
+            return ListedAccess(self.broker, lambda: accepted_devices(self.store.database))
+        config = self.config
+        callout = Callout(
+            issuer,
+            registry,
+            lambda device: device_rights(config.fleet_id, config.shards, device),
+            utc_now,
+        )
+        tester = make_client(config.tls_dir, authority, SELF_TEST_USER, now)
+        return AskedAccess(self.broker, callout, client_context(tester))
 
     def _broker_started(self, pid: int) -> None:
         log.info("broker ready, process %d, at %s", pid, self.broker_url)
@@ -296,6 +321,10 @@ class _Replies:
             self.engine.hello(device, hello, utc_now())
         except SkerryError:
             log.exception("the hello of %s could not be answered", device)
+
+
+def _secret_client_id(device: str) -> str:
+    return f"{device}_{secrets.token_hex(CLIENT_SECRET_BYTES)}"
 
 
 async def serve(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None = None) -> None:

@@ -1,5 +1,6 @@
 """A tiny device on real MQTT: paho, its own thread, keeps what it hears."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -18,14 +19,15 @@ from tests.fakes.reporter import FLEET
 class MqttDevice:
     """Connects under one client id with a persistent session, as an agent does."""
 
-    def __init__(self, device: str, port: int, key: PublicKey) -> None:
+    def __init__(self, device: str, port: int, key: PublicKey, context: ssl.SSLContext) -> None:
         self.device, self._keys = device, {key.key_id: key}
         self.heard: list[tuple[Down, DownBody]] = []
         self._subscribed = threading.Event()
         self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"{device}_secret", clean_session=False,
+            CallbackAPIVersion.VERSION2, client_id=device, clean_session=False,
             protocol=MQTTProtocolVersion.MQTTv311,
         )  # fmt: skip
+        self._client.tls_set_context(context)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._connected
         self._client.on_subscribe = lambda *_: self._subscribed.set()

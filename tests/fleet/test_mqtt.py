@@ -1,8 +1,5 @@
 """The fleet's MQTT against a real broker: acks after commits, and nothing lost on the way."""
 
-import asyncio
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +11,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from fleet import schema
-from fleet.broker import Broker, BrokerSettings, free_port
+from fleet.broker_config import FLEET_USER
 from fleet.ingest import Ingest, Message
 from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.store import Store
 from skerry.keys import Signer
 from skerry.wire import Ack, Cmd, Desired, Health, Hello, Policy
+from tests.fakes.brokers import NatsServer, context_for
 from tests.fakes.mqtt_device import MqttDevice, until
 from tests.fakes.reporter import FLEET, SHARDS, Reporter
 
@@ -32,43 +30,10 @@ def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'fleet.db'}"
 
 
-class Running:
-    """A broker whose loop lives in a thread of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.pids: list[int] = []
-        self.settings = BrokerSettings(
-            name="skerry-test",
-            directory=directory,
-            mqtt_port=free_port("127.0.0.1"),
-            service_port=free_port("127.0.0.1"),
-        )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        until("a broker", lambda: self.pids)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._broker = Broker(self.settings, self.pids.append)
-        self._loop.run_until_complete(self._work())
-        self._loop.close()
-
-    async def _work(self) -> None:
-        await self._broker.start()
-        await self._broker.watch()
-
-    def kill(self) -> None:
-        os.kill(self.pids[-1], signal.SIGKILL)
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._broker.stop(), self._loop).result(10)
-        self._thread.join(10)
-
-
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Running]:
-    running = Running(tmp_path / "nats")
+def broker(tmp_path: Path) -> Iterator[NatsServer]:
+    running = NatsServer(tmp_path / "broker")
+    running.accept("dev-01")
     yield running
     running.stop()
 
@@ -76,14 +41,14 @@ def broker(tmp_path: Path) -> Iterator[Running]:
 class Wired:
     """One fleet process: ingest, worker, sender, on one store."""
 
-    def __init__(self, store: Store, port: int, signer: Signer) -> None:
+    def __init__(self, store: Store, broker: NatsServer, signer: Signer) -> None:
         self.sender = Sender(FLEET, signer)
         self.hellos: list[str] = []
         self.ingest = Ingest(store.telemetry, self, fleet_id=FLEET, shards=SHARDS)
         worker = IngestWorker(self.ingest, time.time, commit_every_s=0.02, commit_at_most=64)
         self.mqtt = FleetMqtt(
-            fleet_id=FLEET, shards=SHARDS, host="127.0.0.1", port=port,
-            worker=worker, sender=self.sender,
+            fleet_id=FLEET, shards=SHARDS, host="127.0.0.1", port=broker.port,
+            context=broker.pki.context(FLEET_USER), worker=worker, sender=self.sender,
         )  # fmt: skip
         self.mqtt.start()
 
@@ -100,16 +65,16 @@ def signer() -> Signer:
 
 
 @pytest.fixture
-def wired(store: Store, broker: Running, signer: Signer) -> Iterator[Wired]:
-    made = Wired(store, broker.settings.mqtt_port, signer)
+def wired(store: Store, broker: NatsServer, signer: Signer) -> Iterator[Wired]:
+    made = Wired(store, broker, signer)
     assert made.mqtt.wait_connected(10)
     yield made
     made.mqtt.stop()
 
 
 @pytest.fixture
-def device(broker: Running, signer: Signer) -> Iterator[MqttDevice]:
-    made = MqttDevice("dev-01", broker.settings.mqtt_port, signer.public)
+def device(broker: NatsServer, signer: Signer) -> Iterator[MqttDevice]:
+    made = MqttDevice("dev-01", broker.port, signer.public, context_for(broker, "dev-01"))
     yield made
     made.close()
 
@@ -176,23 +141,23 @@ def test_one_message_that_cannot_be_stored_does_not_stop_the_others(
 
 
 def test_what_arrives_while_the_fleet_is_down_waits_for_it(
-    store: Store, broker: Running, device: MqttDevice, enrol: Enrol, signer: Signer
+    store: Store, broker: NatsServer, device: MqttDevice, enrol: Enrol, signer: Signer
 ) -> None:
     voice = enrol("dev-01")
-    first = Wired(store, broker.settings.mqtt_port, signer)
+    first = Wired(store, broker, signer)
     assert first.mqtt.wait_connected(10)
     device.send(voice.predictions(1, 2))
     until("an ack", lambda: device.upto == {"boot-1": 2})
     first.mqtt.stop()
     device.send(voice.predictions(3, 4))
-    second = Wired(store, broker.settings.mqtt_port, signer)
+    second = Wired(store, broker, signer)
     until("an ack", lambda: device.upto == {"boot-1": 4})
     second.mqtt.stop()
     assert stored(store) == 4
 
 
 def test_a_killed_broker_costs_nothing_but_time(
-    store: Store, wired: Wired, broker: Running, device: MqttDevice, enrol: Enrol
+    store: Store, wired: Wired, broker: NatsServer, device: MqttDevice, enrol: Enrol
 ) -> None:
     voice = enrol("dev-01")
     device.send(voice.predictions(1, 5))
@@ -207,14 +172,14 @@ def test_a_killed_broker_costs_nothing_but_time(
 
 
 def test_desired_and_policy_are_retained_and_commands_are_not(
-    wired: Wired, broker: Running, signer: Signer
+    wired: Wired, broker: NatsServer, signer: Signer
 ) -> None:
     wired.sender.desired("dev-01", 3, Desired({}, {"timestamp.json": b"{}"}))
     wired.sender.desired("dev-01", 2, Desired({}, {}))  # late, and older: never sent
     wired.sender.cmd("dev-01", Cmd("c-1", "restart"), time.time() + 60)
     wired.sender.policy(Policy(4))
     time.sleep(0.3)
-    late = MqttDevice("dev-01", broker.settings.mqtt_port, signer.public)
+    late = MqttDevice("dev-01", broker.port, signer.public, context_for(broker, "dev-01"))
     until("desired", lambda: late.desired)
     time.sleep(0.2)
     assert [(down.type, down.version) for down, _ in late.heard] == [("desired", 3)]

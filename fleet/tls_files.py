@@ -1,0 +1,65 @@
+"""The certificates that a running fleet shows: its listeners', and its own broker clients'.
+
+They are made anew at each start, into ``<data>/tls``, and live far longer than a process should.
+"""
+
+import ssl
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from fleet.broker_config import TlsFiles
+from fleet.ca import Authority, Credential
+from fleet.config import FleetConfig
+from fleet.files import make_folder, write_atomic
+
+__all__ = ["client_context", "make_client", "make_server", "server_names"]
+
+CA_FILE: Final = "ca.pem"
+WILDCARDS: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
+
+
+def server_names(config: FleetConfig) -> list[str]:
+    """Return the names and addresses by which a fleet is reached."""
+    names = [config.host, config.advertise_host, "localhost", "127.0.0.1"]
+    return [*dict.fromkeys(name for name in names if name not in WILDCARDS)]
+
+
+def make_server(config: FleetConfig, authority: Authority, now: datetime) -> TlsFiles:
+    """Make the listeners' certificate, for every name of this fleet.
+
+    Args:
+        config: where it listens.
+        authority: issues it.
+        now: aware UTC.
+    """
+    return _write(config.tls_dir, "server", authority.server(server_names(config), now), authority)
+
+
+def make_client(folder: Path, authority: Authority, name: str, now: datetime) -> TlsFiles:
+    """Make a certificate for a client of the fleet itself.
+
+    Args:
+        folder: where it goes.
+        authority: issues it.
+        name: no device id can be one.
+        now: aware UTC.
+    """
+    return _write(folder, name, authority.service(name, now), authority)
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return how a client shows its certificate, and checks the server's chain and host name."""
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(str(files.certificate), str(files.key))
+    return context
+
+
+def _write(folder: Path, name: str, made: Credential, authority: Authority) -> TlsFiles:
+    make_folder(folder, mode=0o700)
+    files = TlsFiles(folder / f"{name}.crt", folder / f"{name}.key", folder / CA_FILE)
+    write_atomic(files.certificate, made.chain, mode=0o600)
+    write_atomic(files.key, made.key, mode=0o600)
+    write_atomic(files.ca, authority.pem.encode(), mode=0o600)
+    return files
