@@ -25,7 +25,7 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import TargetFile, Targets
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
@@ -36,7 +36,7 @@ from agent.slots import fsync_dir
 from agent.verify import MAX_REQUEST_BYTES, VerifyAnswer, VerifyRequest
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.custom import catalog_target, director_target, message_keys
-from skerry.errors import NotFoundError, SkerryError, TrustError
+from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError
 
 __all__ = ["main", "verify_request"]
 
@@ -82,6 +82,9 @@ class _Remote(FetcherInterface):
             return iter((self._fetcher.small("/" + url.rpartition("/")[2], LIMIT_BYTES),))
         except NotFoundError as error:
             raise DownloadHTTPError(str(error), 404) from None
+        except FormatError as error:
+            # endless: to ask again would only be to take more of it
+            raise DownloadLengthMismatchError(str(error)) from None
         except SkerryError as error:
             raise DownloadError(str(error)) from None
 
@@ -96,9 +99,12 @@ def verify_request(request: VerifyRequest) -> VerifyAnswer:
         director = _Repository(
             where / "director", _Carried(request.director), request.director_root, request.now
         )
+        _check_director(director.targets())
         assigned_file = director.target(request.target)
     except (RepositoryError, DownloadError) as error:
         return _refusal("director", error, transient=False)
+    except TrustError as error:
+        return VerifyAnswer(code=error.code, message=f"director: {error}")
     remote = Fetcher(
         request.catalog_url,
         timeout_s=request.timeout_s,
@@ -150,6 +156,10 @@ class _Repository:
         """Return what the metadata says of a target, None if it has none."""
         return self._updater.get_targetinfo(path)
 
+    def targets(self) -> Targets:
+        """Return the top-level targets, as verified."""
+        return self._trusted.targets
+
     def versions(self, name: str) -> dict[str, int]:
         """Return the versions of the roles that were verified."""
         roles = self._trusted._trusted_set
@@ -170,6 +180,22 @@ class _Repository:
                 finally:
                     os.close(fd)
             fsync_dir(Path(folder))
+
+
+def _check_director(targets: Targets) -> None:
+    """Refuse a director that lets others speak for it, or gives one slot two orders.
+
+    Raises:
+        TrustError: code ``delegation``, ``slot_twice`` or ``custom``.
+    """
+    if targets.delegations is not None:
+        raise TrustError("expected a director that delegates to nobody", "delegation")
+    taken: set[str] = set()
+    for path, file in targets.targets.items():
+        slot = director_target(path, file.length, file.hashes, file.custom).slot
+        if slot in taken:
+            raise TrustError(f"expected one assignment of slot {slot}, got two", "slot_twice")
+        taken.add(slot)
 
 
 def _refusal(repository: str, error: Exception, *, transient: bool) -> VerifyAnswer:
