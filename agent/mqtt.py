@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 
 from agent.threads import beside
 from skerry.errors import UsageError
+from skerry.io.tls import client_context
 
 __all__ = ["BrokerAddress", "Link", "LinkConfig", "backoff_s", "parse_broker_url"]
 
@@ -186,10 +186,7 @@ class Link:
         client.max_queued_messages_set(MAX_QUEUED)
         client.will_set(config.will_topic, config.will, qos=1, retain=True)
         if config.address.tls:
-            # checks the chain and the host name
-            context = ssl.create_default_context(cafile=str(config.ca_file))
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_cert_chain(str(config.cert_file), str(config.key_file))
+            context = client_context(config.ca_file, config.cert_file, config.key_file)
             client.tls_set_context(context)
         home = threading.get_ident()
 

@@ -47,7 +47,7 @@ from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
 from fleet.store import open_store
-from fleet.tls_files import client_context, make_client, make_server
+from fleet.tls_files import context_of, make_client, make_server
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
 from skerry.errors import (
@@ -111,7 +111,7 @@ class Service:
         self.tls: Final = make_server(config, authority, now)
         asks = config.broker_auth == "callout"
         issuer = load_issuer(config.keys_dir) if asks else None
-        context = client_context(make_client(config.tls_dir, authority, FLEET_USER, now))
+        context = context_of(make_client(config.tls_dir, authority, FLEET_USER, now))
         self.broker: Final = Broker(
             broker_settings(config, self.tls, issuer.public if issuer else ""),
             context,
@@ -294,7 +294,7 @@ class Service:
             utc_now,
         )
         tester = make_client(config.tls_dir, authority, SELF_TEST_USER, now)
-        return AskedAccess(self.broker, callout, client_context(tester))
+        return AskedAccess(self.broker, callout, context_of(tester))
 
     def _broker_started(self, pid: int) -> None:
         log.info("broker ready, process %d, at %s", pid, self.broker_url)

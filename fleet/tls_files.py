@@ -12,8 +12,9 @@ from fleet.broker_config import TlsFiles
 from fleet.ca import Authority, Credential
 from fleet.config import FleetConfig
 from fleet.files import make_folder, write_atomic
+from skerry.io.tls import client_context
 
-__all__ = ["client_context", "make_client", "make_server", "server_names"]
+__all__ = ["context_of", "make_client", "make_server", "server_names"]
 
 CA_FILE: Final = "ca.pem"
 WILDCARDS: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
@@ -48,12 +49,9 @@ def make_client(folder: Path, authority: Authority, name: str, now: datetime) ->
     return _write(folder, name, authority.service(name, now), authority)
 
 
-def client_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return how a client shows its certificate, and checks the server's chain and host name."""
-    context = ssl.create_default_context(cafile=str(files.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(str(files.certificate), str(files.key))
-    return context
+def context_of(files: TlsFiles) -> ssl.SSLContext:
+    """Return how a client of the fleet itself speaks TLS with a certificate."""
+    return client_context(files.ca, files.certificate, files.key)
 
 
 def _write(folder: Path, name: str, made: Credential, authority: Authority) -> TlsFiles:

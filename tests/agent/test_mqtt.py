@@ -1,6 +1,7 @@
 """The broker connection: jitter within its bounds, and back after every break."""
 
 import asyncio
+import dataclasses
 import os
 import random
 import signal
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from agent.mqtt import BrokerAddress, Link, LinkConfig, backoff_s, parse_broker_url
-from fleet.broker import Broker, BrokerSettings, free_port
+from fleet.broker import Broker
+from fleet.broker_config import FLEET_USER
+from fleet.tls_files import context_of
 from skerry.errors import UsageError
+from tests.fakes.brokers import settings_for
+from tests.fakes.pki import Pki
 
 
 def test_jitter_fills_its_range_and_its_ceiling_doubles_up_to_the_cap() -> None:
@@ -52,15 +57,11 @@ class Site:
     """A real broker and the links of some devices."""
 
     def __init__(self, folder: Path) -> None:
-        self.broker = Broker(
-            BrokerSettings(
-                name="skerry-test",
-                directory=folder,
-                mqtt_port=free_port("127.0.0.1"),
-                service_port=free_port("127.0.0.1"),
-            ),
-            lambda _pid: None,
-        )
+        self.pki = Pki(folder / "pki")
+        settings = dataclasses.replace(settings_for(folder / "nats", self.pki), host="0.0.0.0")
+        # a certificate that may say and hear everything, under any client id
+        self.files = self.pki.client(FLEET_USER)
+        self.broker = Broker(settings, context_of(self.files), lambda _pid: None)
         self.tasks: list[asyncio.Task[None]] = []
 
     def link(
@@ -68,19 +69,21 @@ class Site:
         name: str,
         received: Callable[[str, bytes], None] = lambda _topic, _data: None,
         connected: Callable[[], None] = lambda: None,
+        host: str = "127.0.0.1",
+        ca: Path | None = None,
     ) -> Link:
         config = LinkConfig(
-            address=BrokerAddress("127.0.0.1", self.broker.settings.mqtt_port, tls=False),
+            address=BrokerAddress(host, self.broker.settings.mqtt_port, tls=True),
             client_id=name,
-            filters=[f"to/{name}/#"],
+            filters=[f"skerry/to/{name}/#"],
             will_topic=f"presence/{name}",
             will=b"gone",
             keepalive_s=30,
             base_s=0.05,
             cap_s=0.5,
-            ca_file=Path("ca.crt"),
-            cert_file=Path("device.crt"),
-            key_file=Path("device.pem"),
+            ca_file=ca or self.files.ca,
+            cert_file=self.files.certificate,
+            key_file=self.files.key,
         )
         link = Link(config, received=received, connected=connected, rng=random.Random(1))
         self.tasks.append(asyncio.create_task(link.run()))
@@ -111,10 +114,10 @@ async def test_messages_go_both_ways_and_large_ones_whole(site: Site) -> None:
     saying = site.link("cam-2")
     await until(lambda: hearing.connected and saying.connected)
     large = os.urandom(100_000)
-    assert saying.publish("to/cam-1/ack", large)
-    assert saying.publish("to/cam-1/cmd", b"x", qos=0)
+    assert saying.publish("skerry/to/cam-1/ack", large)
+    assert saying.publish("skerry/to/cam-1/cmd", b"x", qos=0)
     await until(lambda: len(heard) == 2)
-    assert sorted(heard) == [("to/cam-1/ack", large), ("to/cam-1/cmd", b"x")]
+    assert sorted(heard) == [("skerry/to/cam-1/ack", large), ("skerry/to/cam-1/cmd", b"x")]
 
 
 async def test_it_comes_back_when_the_broker_was_killed(site: Site) -> None:
@@ -123,12 +126,12 @@ async def test_it_comes_back_when_the_broker_was_killed(site: Site) -> None:
     await until(lambda: link.connected)
     os.kill(site.broker.pid, signal.SIGKILL)
     await until(lambda: len(connects) == 2)
-    assert link.publish("to/nobody", b"x")
+    assert link.publish("skerry/to/nobody", b"x")
 
 
 async def test_without_a_connection_nothing_is_taken(site: Site) -> None:
     link = site.link("cam-1")
-    assert not link.publish("to/nobody", b"x")
+    assert not link.publish("skerry/to/nobody", b"x")
 
 
 async def test_a_handler_that_fails_does_not_end_the_connection(site: Site) -> None:
@@ -143,7 +146,7 @@ async def test_a_handler_that_fails_does_not_end_the_connection(site: Site) -> N
     saying = site.link("cam-2")
     await until(lambda: hearing.connected and saying.connected)
     for data in (b"bad", b"good"):
-        saying.publish("to/cam-1/ack", data)
+        saying.publish("skerry/to/cam-1/ack", data)
     await until(lambda: heard == [b"bad", b"good"])
     assert hearing.connected
 
@@ -155,3 +158,21 @@ async def test_a_session_that_is_taken_over_is_won_back(site: Site) -> None:
     await until(lambda: second.connected and not first.connected)
     site.tasks[1].cancel()
     await until(lambda: first.connected)
+
+
+async def test_a_broker_of_another_authority_is_not_spoken_to(site: Site, tmp_path: Path) -> None:
+    good = site.link("cam-1")
+    bad = site.link("cam-2", ca=Pki(tmp_path / "foreign").ca)
+    await until(lambda: good.connected)
+    await asyncio.sleep(0.3)
+    assert not bad.connected
+
+
+async def test_a_broker_of_another_name_is_not_spoken_to(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = site.link("cam-1", host="localhost")
+    bad = site.link("cam-2", host="127.0.0.2")  # the same broker, by a name it does not have
+    await until(lambda: good.connected)
+    await until(lambda: "127.0.0.2" in caplog.text)
+    assert not bad.connected

@@ -14,11 +14,12 @@ import pytest
 
 from fleet.access import BROKEN_OFF, WELCOME, log_in
 from fleet.broker_config import FLEET_USER
+from fleet.tls_files import context_of
 from skerry import topics
 from tests.fakes.brokers import HOST, Mosquitto, NatsServer, Server, context_for
 from tests.fakes.mqtt_client import NOT_AUTHORIZED, REFUSED_FILTER, MqttClient
 from tests.fakes.mqtt_device import until
-from tests.fakes.pki import SERVER, Pki, context_of
+from tests.fakes.pki import SERVER, Pki
 from tests.fakes.reporter import FLEET, SHARDS
 
 A, B = "dev-01", "dev-02"

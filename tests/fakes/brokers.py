@@ -25,8 +25,9 @@ from fleet.broker_config import (
     render_mosquitto_acl,
 )
 from fleet.callout import SELF_TEST_USER, Callout, load_issuer
+from fleet.tls_files import context_of
 from tests.fakes.mqtt_device import until
-from tests.fakes.pki import Pki, context_of
+from tests.fakes.pki import Pki
 from tests.fakes.reporter import FLEET, SHARDS
 
 HOST = "127.0.0.1"

@@ -15,10 +15,16 @@ import msgspec
 from aiohttp.test_utils import TestServer
 
 from agent.mqtt import BrokerAddress, Link, LinkConfig
-from fleet.broker import Broker, BrokerSettings, free_port
+from fleet.access import AskedAccess
+from fleet.broker import Broker, broker_settings
+from fleet.broker_config import FLEET_USER, device_rights
+from fleet.callout import SELF_TEST_USER, Callout, load_issuer
+from fleet.config import FleetConfig
 from fleet.device_api import DeviceListener, device_app
 from fleet.director import assign
+from fleet.files import make_folder
 from fleet.registry import Registry
+from fleet.tls_files import context_of, make_client, make_server
 from skerry import topics
 from skerry.bundle import write_bundle
 from skerry.canonical import sha256, to_json
@@ -58,14 +64,25 @@ class Central:
             self.trusted.authority,
             lambda: (self.trusted.catalog.root, self.trusted.director.root),
         )
+        authority, now = self.trusted.authority, datetime.now(UTC)
+        config = FleetConfig(data=folder / "central", fleet_id=FLEET, shards=SHARDS, broker_port=0)
+        issuer = load_issuer(make_folder(config.keys_dir))
+        tls = make_server(config, authority, now)
+        self._files = make_client(config.tls_dir, authority, FLEET_USER, now)
         self.broker = Broker(
-            BrokerSettings(
-                name="skerry-test",
-                directory=folder / "nats",
-                mqtt_port=free_port("127.0.0.1"),
-                service_port=free_port("127.0.0.1"),
-            ),
+            broker_settings(config, tls, issuer.public),
+            context_of(self._files),
             lambda _pid: None,
+        )
+        self.access = AskedAccess(
+            self.broker,
+            Callout(
+                issuer,
+                self.registry,
+                lambda device: device_rights(FLEET, SHARDS, device),
+                lambda: datetime.now(UTC),
+            ),
+            context_of(make_client(config.tls_dir, authority, SELF_TEST_USER, now)),
         )
         self.folder = folder
         self.answering = True
@@ -78,6 +95,7 @@ class Central:
 
     async def open(self) -> None:
         await self.broker.start()
+        await asyncio.to_thread(self.access.start)
         self._tasks = [asyncio.create_task(self.broker.watch())]
         app = device_app(
             DeviceListener(
@@ -87,7 +105,7 @@ class Central:
                 blobs=self.trusted.blobs,
                 ca=self.trusted.authority.pem,
                 fleet_id=FLEET,
-                broker_url=lambda: f"mqtt://127.0.0.1:{self.broker.settings.mqtt_port}",
+                broker_url=lambda: f"mqtts://127.0.0.1:{self.broker.settings.mqtt_port}",
                 shards=SHARDS,
                 clock=lambda: datetime.now(UTC),
             )
@@ -95,17 +113,17 @@ class Central:
         self.server = TestServer(app)
         await self.server.start_server()
         config = LinkConfig(
-            address=BrokerAddress("127.0.0.1", self.broker.settings.mqtt_port, tls=False),
+            address=BrokerAddress("127.0.0.1", self.broker.settings.mqtt_port, tls=True),
             client_id="central",
             filters=[topics.up_filter(FLEET, f"{shard:02x}") for shard in range(SHARDS)],
-            will_topic="central",
+            will_topic="skerry/v1/central",
             will=b"",
             keepalive_s=30,
             base_s=0.05,
             cap_s=0.5,
-            ca_file=folder_file(self.folder),
-            cert_file=folder_file(self.folder),
-            key_file=folder_file(self.folder),
+            ca_file=self._files.ca,
+            cert_file=self._files.certificate,
+            key_file=self._files.key,
         )
         self.link = Link(config, received=self._take, connected=lambda: None, rng=random.Random(1))
         self._tasks.append(asyncio.create_task(self.link.run()))
@@ -115,6 +133,7 @@ class Central:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.server.close()
+        await asyncio.to_thread(self.access.stop)
         await self.broker.stop()
 
     # --- what an operator does -----------------------------------------------------------
@@ -232,11 +251,6 @@ class Central:
                 self.records[boot, seq] = item
             seq += width(item)
         self.upto[boot] = max(upto, batch.last)
-
-
-def folder_file(folder: Path) -> Path:
-    """A path that a connection without TLS never reads."""
-    return folder / "unused"
 
 
 def bundle_of(folder: Path) -> bytes:

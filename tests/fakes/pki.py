@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.broker_config import TlsFiles
+from fleet.tls_files import context_of
 
 DAY = timedelta(days=1)
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -102,14 +103,6 @@ class Pki:
         key_file = self.folder / f"{file}.key"
         key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return TlsFiles(chain, key_file, self.ca)
-
-
-def context_of(files: TlsFiles) -> ssl.SSLContext:
-    """Return how a client speaks TLS with a certificate: server and host name verified."""
-    context = ssl.create_default_context(cafile=str(files.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(str(files.certificate), str(files.key))
-    return context
 
 
 def _key() -> ec.EllipticCurvePrivateKey:

@@ -1,0 +1,40 @@
+"""How a client of ours speaks TLS: it shows its certificate, and checks chain and host name."""
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+__all__ = ["client_context"]
+
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+
+
+class _Socket(ssl.SSLSocket):
+    """A socket that is closed when its handshake fails, and does not wait for one for long."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        usual = self.gettimeout()
+        try:
+            if usual is None or usual > HANDSHAKE_TIMEOUT_S:
+                self.settimeout(HANDSHAKE_TIMEOUT_S)
+            super().do_handshake(block)
+        except BaseException:
+            # the MQTT library would leave it to the garbage collector
+            self.close()
+            raise
+        self.settimeout(usual)
+
+
+def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return a client's side of TLS 1.3.
+
+    Args:
+        ca: the one authority whose servers it speaks to.
+        certificate: its own, with the chain.
+        key: of its certificate, not encrypted.
+    """
+    context = ssl.create_default_context(cafile=str(ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(str(certificate), str(key))
+    context.sslsocket_class = _Socket
+    return context
