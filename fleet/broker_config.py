@@ -204,6 +204,7 @@ def render_mosquitto(
     return f"""# written by skerry fleet broker-config mosquitto
 per_listener_settings false
 persistence true
+persistence_location {acl.parent}/
 listener {port} {host}
 cafile {tls.ca}
 certfile {tls.certificate}

@@ -167,6 +167,25 @@ class Authority:
             raise ValueError(f"{common_name} could be a device")
         return self._own(common_name, [ExtendedKeyUsageOID.CLIENT_AUTH], None, now)
 
+    def revocation_list(self, serials: Sequence[int], now: datetime) -> bytes:
+        """Return the list of revoked certificates, PEM.
+
+        Args:
+            serials: their serial numbers.
+            now: aware UTC.
+        """
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._issuing.subject)
+            .last_update(now - SKEW)
+            # a broker refuses everybody when its list is out of date
+            .next_update(min(now + OWN_VALID, self._issuing.not_valid_after_utc))
+        )
+        for serial in serials:
+            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+            builder = builder.add_revoked_certificate(revoked.build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
     def _own(
         self,
         common_name: str,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from fleet.cli_broker import broker_config
 from fleet.command import (
     PATH,
     Group,
@@ -93,6 +94,9 @@ def fleet_run(
         click.echo(f"  token    in {config.admin_token_file}", err=True)
 
     run(config, announce)
+
+
+fleet.add_command(broker_config)
 
 
 @click.group(cls=Group)

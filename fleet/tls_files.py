@@ -26,15 +26,19 @@ def server_names(config: FleetConfig) -> list[str]:
     return [*dict.fromkeys(name for name in names if name not in WILDCARDS)]
 
 
-def make_server(config: FleetConfig, authority: Authority, now: datetime) -> TlsFiles:
+def make_server(
+    config: FleetConfig, authority: Authority, now: datetime, folder: Path | None = None
+) -> TlsFiles:
     """Make the listeners' certificate, for every name of this fleet.
 
     Args:
         config: where it listens.
         authority: issues it.
         now: aware UTC.
+        folder: where it goes; the fleet's own if not given.
     """
-    return _write(config.tls_dir, "server", authority.server(server_names(config), now), authority)
+    folder = folder or config.tls_dir
+    return _write(folder, "server", authority.server(server_names(config), now), authority)
 
 
 def make_client(folder: Path, authority: Authority, name: str, now: datetime) -> TlsFiles:

@@ -147,7 +147,7 @@ class Mosquitto:
         tls = self.pki.server(HOST, "localhost")
         config.write_text(
             render_mosquitto(HOST, self.port, tls, acl=self._acl, revoked=crl)
-            + f"user {os.environ.get('USER', 'root')}\npersistence_location {directory}/\n"
+            + f"user {os.environ.get('USER', 'root')}\n"
         )
         with self.log.open("wb") as log:
             self._process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=log, stdout=log)
