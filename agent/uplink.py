@@ -8,6 +8,7 @@ connect. What comes down is verified before anything else looks at it.
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -83,7 +84,7 @@ class Uplink:
         self._seq = 0
         self._report_due = 0.0
         self._report_wait_s = REPORT_AGAIN_S
-        self._refusals: set[str] = set()
+        self.refusals: Counter[str] = Counter()  # by code
 
     def hello(self, *, agent: str, desired: int, reported: int, os_boot: str) -> None:
         """Say what the device holds and knows; the fleet answers what it lacks."""
@@ -159,8 +160,8 @@ class Uplink:
         except (TrustError, FormatError) as error:
             self.refused += 1
             reason = error.code if isinstance(error, TrustError) else "malformed"
-            if reason not in self._refusals:
-                self._refusals.add(reason)
+            self.refusals[reason] += 1
+            if self.refusals[reason] == 1:
                 log.warning("refused a message from the broker (%s): %s", reason, error)
             return None
 

@@ -261,6 +261,11 @@ class Device:
         return self.control._uplink.refused
 
     @property
+    def refusals(self) -> dict[str, int]:
+        """The same by code."""
+        return dict(self.control._uplink.refusals)
+
+    @property
     def floor(self) -> Any:
         """What the device will not go below."""
         return self.database.load().floor  # type: ignore[union-attr]
