@@ -16,6 +16,7 @@ from skerry.bundle import Bundle, read_bundle
 from skerry.canonical import from_json, from_msgpack, sha256
 from skerry.errors import GateError, RefusedError, SkerryError, UsageError
 from skerry.manifest import Baseline, Evaluation, Golden
+from skerry.onnx_outline import DEVICE, check_outline
 from skerry.profile import DeviceProfile
 from tests.compiler.conftest import NOW
 from tests.fakes.models import Task, graph, linear, write_recipe
@@ -302,3 +303,9 @@ def test_the_digits_build(version: str, first: str) -> None:
     assert made.manifest.variants[0].precision == first
     assert made.record.variants[-1].precision == "fp32"
     assert made.manifest.variants[0].accuracy.value > 0.8
+
+
+def test_a_device_takes_every_variant_that_a_build_gives(built: Built) -> None:
+    bundle = read_bundle(io.BytesIO(built.bundle))
+    for variant in built.manifest.variants:
+        check_outline(bundle.blobs[variant.file.digest], DEVICE)
