@@ -20,7 +20,7 @@ from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
-from tuf.api.serialization import DeserializationError
+from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from skerry.bundle import Bundle
@@ -128,8 +128,11 @@ def parse_targets(data: bytes) -> Metadata[Targets]:
         raise FormatError(f"expected at most {MAX_METADATA_BYTES} bytes of metadata")
     try:
         metadata = Metadata[Targets].from_bytes(data)
-    except (DeserializationError, RecursionError) as error:
-        raise FormatError(f"expected a publisher's signed metadata: {error}") from None
+        _ = metadata.signed_bytes  # fractions and half characters parse, and cannot be signed
+    except (DeserializationError, SerializationError, RecursionError, ValueError) as error:
+        raise FormatError(
+            f"expected a publisher's signed metadata: {str(error) or error.__cause__}"
+        ) from None
     if not isinstance(metadata.signed, Targets):
         raise FormatError(f"expected targets metadata, got {metadata.signed.type}")
     return metadata

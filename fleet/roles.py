@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
-from tuf.api.serialization import DeserializationError
+from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from skerry.errors import FormatError, NotFoundError, TrustError
@@ -80,8 +80,11 @@ def parse(data: bytes, kind: type[Role], what: str) -> Metadata[Role]:
         raise FormatError(f"expected {what} of at most {MAX_METADATA_BYTES} bytes, got {len(data)}")
     try:
         metadata: Metadata[Role] = Metadata.from_bytes(data)
-    except (DeserializationError, RecursionError, ValueError) as error:
-        raise FormatError(f"expected signed TUF metadata of {what}: {error}") from None
+        _ = metadata.signed_bytes  # fractions and half characters parse, and cannot be signed
+    except (DeserializationError, SerializationError, RecursionError, ValueError) as error:
+        raise FormatError(
+            f"expected signed TUF metadata of {what}: {str(error) or error.__cause__}"
+        ) from None
     if not isinstance(metadata.signed, kind):
         raise FormatError(f"expected {what} of type {kind.type}, got {metadata.signed.type}")
     return metadata

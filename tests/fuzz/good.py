@@ -1,11 +1,14 @@
 """Good inputs of every parser: what damage is done to."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import helper, numpy_helper
+from tuf.api.metadata import Root, TargetFile, Targets
 
 from agent.serve_protocol import (
     Accept,
@@ -17,10 +20,11 @@ from agent.serve_protocol import (
     Stats,
     ToServe,
 )
+from fleet import roles
 from skerry import wire
 from skerry.canonical import to_json, to_msgpack
 from skerry.enrolment import EnrolAnswer, EnrolRequest
-from skerry.keys import PublicKey
+from skerry.keys import PublicKey, Signer
 from skerry.manifest import (
     Golden,
     GoldenTensor,
@@ -129,6 +133,20 @@ def _branches() -> bytes:
 
 ONNX = (bytes(linear(np.eye(3)).SerializeToString()), _branches())
 
+
+def _tuf() -> tuple[bytes, ...]:
+    """A publisher's targets with one release, and a root."""
+    signer, expires = (
+        Signer(Ed25519PrivateKey.from_private_bytes(bytes(32))),
+        datetime(2099, 1, 1, tzinfo=UTC),
+    )
+    targets, root = Targets(expires=expires), Root(expires=expires)
+    custom = {"release_counter": 3, "hw_classes": ["any"], "min_agent": "0.1.0"}
+    targets.targets[TARGET] = TargetFile(7, {"sha256": "0" * 64}, TARGET, {"custom": custom})
+    root.add_key(roles.tuf_key(signer.public), "root")
+    return roles.sign(targets, [signer]), roles.sign(root, [signer])
+
+
 PLAN = b"""{"model":"reader","model_version":"1.1.0","publisher":"acme","slot":"camera",
 "selector":"site=porto and not tag:lab","stages":[{"name":"canary","count":2,"bake_s":60,
 "min_samples":2,"analysis":{}},{"name":"rest","gate":true}],"probation":{"min_answered":30}}"""
@@ -181,3 +199,4 @@ TOKEN = format_token(
         DEVICE, bytes(32), "https://fleet:8441", "sha256:" + "0" * 64, "sha256:" + "1" * 64
     )
 ).encode()
+TUF = _tuf()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tuf.api.metadata import Root, Targets
 
 from agent.config import load_config
 from agent.oip import check_wanted, decode_request, read_inputs
@@ -16,7 +17,9 @@ from agent.serve_protocol import (
     frames_from_serve,
 )
 from compiler.recipe import parse_recipe
+from compiler.sign import parse_targets
 from fleet import config as fleet_config
+from fleet import roles
 from fleet.api.body import parse_body
 from fleet.byte_range import byte_range
 from fleet.ca import requested_key_id
@@ -59,6 +62,7 @@ from tests.fuzz.good import (
     ROOT_FILE,
     SEEDS,
     TOKEN,
+    TUF,
     downs,
     enrol_answer,
     enrol_request,
@@ -127,6 +131,16 @@ def _open_down(data: bytes) -> None:
     if isinstance(body, wire.Desired):
         for content in body.director.values():
             _director_file(content)
+
+
+def _tuf(data: bytes) -> None:
+    for kind in (Targets, Root):
+        with contextlib.suppress(FormatError):
+            metadata = roles.parse(data, kind, "a file")  # type: ignore[type-abstract]
+            metadata.signed_bytes  # noqa: B018 - what signatures are over
+    for path, target in parse_targets(data).signed.targets.items():
+        custom = target.unrecognized_fields.get("custom")
+        catalog_target(path, target.length, target.hashes, custom)
 
 
 def _director_file(data: bytes) -> None:
@@ -258,6 +272,7 @@ def all_targets() -> dict[str, Target]:
         Target("sketch", _sketch, (FormatError,), (columns,), msgpack_tree),
         Target("assignment", _custom, (FormatError, TrustError), (CUSTOM,), json_tree),
         Target("director_root", _director_file, (FormatError, TrustError), (ROOT_FILE,), json_tree),
+        Target("tuf_metadata", _tuf, (FormatError, TrustError), TUF, json_tree),
         Target("enrol_request", _enrol, (FormatError, TrustError), (enrol_request(),), json_tree),
         Target("enrol_answer", _answer, (FormatError, TrustError), (enrol_answer(),), json_tree),
         Target("token", lambda d: parse_token(d.decode("utf-8", "surrogateescape")), (UsageError,), (TOKEN,), spoilt_token),

@@ -7,10 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from tuf.api.metadata import Targets
 
 from agent.config import load_config
 from agent.oip import decode_request
 from agent.serve_protocol import frames_from_control
+from compiler.sign import parse_targets
+from fleet import roles
 from fleet.api.body import parse_body
 from fleet.ca import requested_key_id
 from fleet.config import load_config as load_fleet_config
@@ -94,3 +97,10 @@ def test_settings_that_no_setting_means(tmp_path: Path, text: str) -> None:
 def test_a_pem_key_with_other_bytes() -> None:
     with pytest.raises(SkerryError):
         Signer.from_pem(b"-----BEGIN PRIVATE KEY-----\n\xff\n-----END PRIVATE KEY-----\n", None)
+
+
+def test_tuf_metadata_that_parses_and_cannot_be_signed() -> None:
+    data = (SEEDS / "tuf_metadata-fraction").read_bytes()
+    for read in (parse_targets, lambda data: roles.parse(data, Targets, "a file")):
+        with pytest.raises(FormatError, match="signed"):
+            read(data)
