@@ -12,14 +12,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from fleet.access import WELCOME, log_in
+from fleet.broker_config import TlsFiles
 from fleet.ceremony import perform
 from fleet.config import load_config
 from fleet.service import serve
 from fleet.setup import init_fleet
+from fleet.tls_files import context_of
 from skerry.errors import ConflictError, NotFoundError, UnreachableError
+from tests.fakes.mqtt_client import NOT_AUTHORIZED, MqttClient
+from tests.fakes.mqtt_device import until
 from tests.fakes.trusted import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +99,30 @@ def get(url: str, token: str = "") -> bytes:
         return bytes(answer.read())
 
 
+def post(url: str, token: str, body: object = None) -> Any:
+    request = urllib.request.Request(
+        url,
+        data=json.dumps(body or {}).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def enrol(running: Running, device: str, folder: Path) -> TlsFiles:
+    """Enrol as a device does, and return what it connects with."""
+    info, token = running.info(), (running.data / "admin.token").read_text().strip()
+    preauthorize = f"{info['api_url']}/api/v1/devices/preauthorize"
+    answer = post(preauthorize, token, {"device_id": device, "tags": {}})
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "enroll", "--state", folder, "--token", answer["token"]],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (certificate,) = folder.rglob("device.crt")
+    return TlsFiles(certificate, certificate.with_name("device.pem"), certificate.parent / "ca.crt")
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -111,6 +141,37 @@ def test_it_serves_operators_and_devices_and_ends_on_sigterm(running: Running) -
     assert (code, "Traceback" in said) == (0, False), said
     assert not (running.data / "run.json").exists()
     assert gone(info["broker_pid"])
+
+
+@pytest.mark.parametrize("auth", ["callout", "users"])
+def test_a_device_is_let_in_by_its_certificate_and_cut_when_it_is_rejected(
+    ready: Path, tmp_path: Path, auth: str
+) -> None:
+    with (ready / "fleet.toml").open("a") as settings:
+        settings.write(f'broker_auth = "{auth}"\n')
+    running = Running(ready)
+    try:
+        files = [enrol(running, name, tmp_path / name) for name in ("dev-01", "dev-02")]
+        one, two = (context_of(file) for file in files)
+        address = urlsplit(running.info()["broker_url"])
+        assert (address.scheme, address.hostname) == ("mqtts", "127.0.0.1")
+        port = address.port or 0
+        until("a login", lambda: log_in("127.0.0.1", port, one, "dev-01") == WELCOME)
+        until("another", lambda: log_in("127.0.0.1", port, two, "dev-02") == WELCOME)
+        assert log_in("localhost", port, one, "dev-01") == WELCOME
+        client = MqttClient(port, one, "dev-01")
+        api, token = running.info()["api_url"], (ready / "admin.token").read_text().strip()
+        began = time.monotonic()
+        post(f"{api}/api/v1/devices/dev-01/rejected", token)
+        until("the cut", lambda: not client.connected, 1.0)
+        assert time.monotonic() - began < 1.0
+        assert log_in("127.0.0.1", port, one, "dev-01") == NOT_AUTHORIZED
+        assert log_in("127.0.0.1", port, two, "dev-02") == WELCOME
+        client.close()
+    finally:
+        running.end()
+    for name in ("server.key", "_fleet.key"):
+        assert (ready / "tls" / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_killed_broker_is_back_under_a_new_process(running: Running) -> None:
