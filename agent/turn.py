@@ -23,7 +23,7 @@ from agent.device_state import (
 )
 from agent.facts import Discard, EffectItem, Report
 from skerry.states import ASSIGNMENT, AssignmentState, Effect, advance
-from skerry.trust import Floor
+from skerry.trust import Floor, standing_floor
 from skerry.wire import SlotDesired, Step
 
 __all__ = ["Turn", "name_of"]
@@ -63,11 +63,11 @@ class Turn:
         releases: Mapping[str, int] | None = None,
         time: float = 0.0,
     ) -> None:
-        """Raise floors; none ever sinks."""
+        """Raise floors; none ever sinks, but for metadata under a newer root."""
         floor = self.state.floor
         self.change(
             floor=Floor(
-                metadata=_highest(floor.metadata, metadata or {}),
+                metadata=_highest(standing_floor(floor.metadata, metadata or {}), metadata or {}),
                 releases=_highest(floor.releases, releases or {}),
                 time=max(floor.time, time),
             )

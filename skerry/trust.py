@@ -9,7 +9,7 @@ lost files. So a device runs a bundle only if, besides valid metadata,
 4. its release counter is not below the durable floor, unless it is a wanted
    rollback: the release in the other slot, or one that the running release's
    catalog entry lists in `may_fall_back_to`,
-5. the metadata versions are not below the durable floors.
+5. the metadata versions are not below the durable floors, which only a new root resets.
 """
 
 import re
@@ -31,6 +31,7 @@ __all__ = [
     "check_assignment",
     "check_floor",
     "parse_target",
+    "standing_floor",
     "target_path",
 ]
 
@@ -114,12 +115,31 @@ def check_floor(floor: Mapping[str, int], seen: Mapping[str, int]) -> None:
     Raises:
         TrustError: a version is below its floor (a replay, or files were lost).
     """
+    standing = standing_floor(floor, seen)
     for name, version in seen.items():
-        if version < floor.get(name, 0):
+        if version < standing.get(name, 0):
             raise TrustError(
-                f"expected {name} version {floor[name]} or higher, got {version}: a replay",
+                f"expected {name} version {standing[name]} or higher, got {version}: a replay",
                 "metadata_below_floor",
             )
+
+
+def standing_floor(floor: Mapping[str, int], seen: Mapping[str, int]) -> dict[str, int]:
+    """Return the floors that still hold: under a newer root a repository's begin anew.
+
+    Who stole an online key may have pushed versions so far that no honest one comes after them.
+    The holders of the root keys end that with the next root, and nobody else can.
+    """
+    renewed = {
+        name.removesuffix("root")
+        for name, version in seen.items()
+        if name.endswith("/root") and version > floor.get(name, version)
+    }
+    return {
+        name: version
+        for name, version in floor.items()
+        if name.endswith("/root") or not name.startswith(tuple(renewed))
+    }
 
 
 def check_assignment(
