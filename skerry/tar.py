@@ -25,7 +25,7 @@ CHUNK_BYTES: Final = 1 << 20
 END: Final = bytes(BLOCK_BYTES)
 FILE: Final = frozenset({b"0", b"\0"})
 _OCTAL: Final = re.compile(rb"[0-7]{1,11}")
-_ADVICE: Final = "copy the bundle or build it again"
+_ADVICE: Final = "copy or build it again"
 
 
 def read_tar(source: BinaryIO, *, limit_bytes: int, max_files: int) -> Iterator[tuple[str, bytes]]:
