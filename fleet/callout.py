@@ -20,8 +20,9 @@ import json
 import logging
 import secrets
 import struct
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -37,7 +38,7 @@ from fleet.files import write_atomic
 from skerry.errors import RefusedError, TrustError
 from skerry.ids import is_id
 
-__all__ = ["SELF_TEST_USER", "Callout", "Gate", "Issuer", "load_issuer"]
+__all__ = ["SELF_TEST_USER", "Callout", "Gate", "Issuer", "Refusals", "load_issuer"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 ACCOUNT: Final = "SKERRY"
 SELF_TEST_USER: Final = "_selftest"  # may connect, and neither say nor hear anything
 SEED_BYTES: Final = 32
+TELL_EVERY_S: Final = 60.0
+TELL_AT_MOST: Final = 20  # refusals in that time
 MAX_QUESTION_BYTES: Final = 64 * 1024
 _ACCOUNT_PREFIX: Final = 0
 _NOTHING: Final = Rights((), ())
@@ -95,6 +98,31 @@ def load_issuer(folder: Path) -> Issuer:
     return Issuer(Ed25519PrivateKey.from_private_bytes(seed))
 
 
+class Refusals:
+    """Writes refused logins to the log, a few each minute: whoever tries may try for ever."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since, self._count = 0.0, 0
+
+    def tell(self, why: str, now: float) -> None:
+        """Write a refusal, or count it.
+
+        Args:
+            why: it was refused.
+            now: Unix seconds.
+        """
+        with self._lock:
+            if not 0.0 <= now - self._since < TELL_EVERY_S:
+                unsaid = max(0, self._count - TELL_AT_MOST)
+                self._since, self._count = now, 0
+                if unsaid:
+                    log.warning("%d more logins were refused", unsaid)
+            self._count += 1
+            if self._count <= TELL_AT_MOST:
+                log.warning("a login was refused: %s", why)
+
+
 @dataclass(frozen=True, slots=True)
 class Callout:
     """Answers login questions; from any number of threads.
@@ -104,12 +132,14 @@ class Callout:
         gate: who may connect.
         rights: what a device may say and hear.
         clock: returns the present, aware UTC.
+        refusals: what is written to the log.
     """
 
     issuer: Issuer
     gate: Gate
     rights: Callable[[str], Rights]
     clock: Callable[[], datetime]
+    refusals: Refusals = field(default_factory=Refusals)
 
     def answer(self, question: bytes) -> bytes:
         """Return the signed answer to a question: a user, or why there is none.
@@ -122,7 +152,7 @@ class Callout:
         try:
             reply = {"jwt": self._user(about)}
         except RefusedError as error:
-            log.warning("a login was refused: %s", error)
+            self.refusals.tell(str(error), self.clock().timestamp())
             reply = {"error": str(error)}
         kind = {"type": "authorization_response", "version": 2}
         return self.issuer.sign(

@@ -12,7 +12,7 @@ import pytest
 
 from fleet.access import WELCOME, log_in
 from fleet.broker_config import Rights
-from fleet.callout import Callout, Issuer, load_issuer
+from fleet.callout import Callout, Issuer, Refusals, load_issuer
 from skerry.errors import RefusedError, TrustError, UnreachableError
 from tests.fakes.brokers import HOST, Book, NatsServer, context_for
 from tests.fakes.mqtt_client import NOT_AUTHORIZED, MqttClient
@@ -226,6 +226,15 @@ def test_what_is_refused_says_why(
     assert "jwt" not in reply
     assert why in reply["error"]
     assert why in caplog.text
+
+
+def test_who_tries_for_ever_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for second in range(50):
+        refusals.tell("no", 1000.0 + second)
+    assert len(caplog.records) == 20
+    refusals.tell("again", 1060.0)
+    assert caplog.messages[-2:] == ["30 more logins were refused", "a login was refused: again"]
 
 
 @pytest.mark.parametrize("asked", [b"", b"a.b.c", b"x" * 70_000, b"e30.e30.e30"])
