@@ -1,5 +1,8 @@
 """Damaged input is refused with the documented error, soon, and without growth."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.fuzz import harness
@@ -63,3 +66,13 @@ def test_a_run_is_a_function_of_its_seed() -> None:
     for inputs in seen:
         run(Target("t", inputs.append, (), (b"0123456789" * 9,)), 200, seed=5)
     assert seen[0] == seen[1]
+
+
+def test_the_input_under_way_outlives_the_process(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        run(Target("t", lambda data: os.kill(os.getpid(), 9), (), (b"good" * 99,)), 5,
+            under_way=tmp_path / "input")  # fmt: skip
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 9
+    assert 0 < len(harness.shown(tmp_path / "input")) < 1 << 16
