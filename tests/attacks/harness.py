@@ -6,19 +6,17 @@ its serving process, smoke run and connection are played here, and the verifier 
 rather than in a child of its own. The network between them is a mapping that an attack may change.
 """
 
-import asyncio
 import io
-import random
-import socket
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tuf.api.metadata import (
     Delegations,
@@ -34,32 +32,36 @@ from tuf.api.metadata import (
 import agent.clock
 import agent.control
 import agent.installer
-from agent.config import AgentConfig, Layout
-from agent.control import Control
-from agent.facts import Stage, Staged
-from agent.identity import Identity, Record
-from agent.state import Database
-from agent.verifier import verify_request
-from agent.verify import VerifyAnswer, VerifyRequest
 from compiler.sign import release_of
 from fleet.director import assign
 from fleet.roles import sign
 from skerry.bundle import read_bundle
-from skerry.canonical import sha256
+from skerry.canonical import sha256, to_msgpack
 from skerry.custom import catalog_custom, director_custom
 from skerry.errors import NotFoundError
 from skerry.keys import Signer
-from skerry.profile import Inventory, hw_class
 from skerry.trust import CatalogTarget, DirectorTarget
 from skerry.wire import (
-    AssignmentReport,
     Desired,
     DownBody,
     DownType,
-    LiveStats,
     Probation,
     SlotDesired,
     seal_down,
+)
+from tests.attacks.device import (
+    DEVICE,
+    HW_CLASS,
+    INVENTORY,
+    NEW,
+    OLD,
+    SLOT,
+    Device,
+    Network,
+    Outcome,
+    committed,
+    refused,
+    verify_here,
 )
 from tests.fakes.http_files import FileServer
 from tests.fakes.trusted import NOW, PHRASE, TrustedFleet, make_bundle, make_fleet
@@ -77,214 +79,16 @@ __all__ = [
     "Site",
     "catalog_file",
     "committed",
+    "cut",
     "director_targets",
+    "flipped",
     "open_site",
     "refused",
     "resign",
+    "unsigned",
 ]
 
-DEVICE, SLOT, FLEET = "cam-1", "reader", "demo"
-OLD, NEW = "1.0.0", "1.1.0"
-PATIENCE_S = 5.0
-HEALTHY = LiveStats(answered=100, errors=0, p50_us=900.0, p99_us=2_000.0, seconds=10.0)
-INVENTORY = Inventory(
-    agent="0.1.0", platform="linux-x86_64", isa=["avx2"], providers=["CPUExecutionProvider"]
-)
 Files = dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an assignment ended, and which version serves now; the message is for people."""
-
-    state: str
-    code: str
-    serves: str
-    message: str = field(default="", compare=False)
-
-
-def refused(code: str, serves: str = OLD) -> Outcome:
-    """What an attack shall come to: this code, and the old model still serves."""
-    return Outcome("rejected", code, serves)
-
-
-def committed(serves: str = NEW) -> Outcome:
-    """What the same comes to without the attack."""
-    return Outcome("committed", "", serves)
-
-
-class Network(dict[str, bytes]):
-    """What a device may fetch from the fleet: path -> body. An entry hides what the fleet has.
-
-    A path in `blocked` is not there; while `down`, a connection breaks before an answer.
-    """
-
-    def __init__(self, trusted: TrustedFleet) -> None:
-        super().__init__()
-        self._trusted = trusted
-        self.blocked: set[str] = set()
-        self.down = False
-
-    def get(self, path: str, _: Any = None) -> bytes | None:  # type: ignore[override]
-        if self.down:
-            raise ConnectionResetError(path)
-        if path in self.blocked:
-            return None
-        if path in self:
-            return self[path]
-        name = path.rpartition("/")[2]
-        try:
-            if path.startswith("/tuf/catalog/metadata/"):
-                return self._trusted.catalog.metadata(name)
-            if path.startswith("/v2/"):
-                return self._trusted.blobs.read(name)
-        except NotFoundError:
-            pass
-        return None
-
-    def serve_catalog(self, files: Mapping[str, bytes]) -> None:
-        """Let the catalog have these files in place of its own."""
-        for name, data in files.items():
-            self[f"/tuf/catalog/metadata/{name}"] = data
-
-
-class _Supervisor:
-    """Stands for the serving process: whatever shall serve does, and answers well."""
-
-    def __init__(self) -> None:
-        self.slots: dict[str, str] = {}
-        self.pid, self.unrecorded, self.restarts, self.window_s = 1, 0, 0, 0.0
-
-    async def ensure(self, slots: Sequence[Any]) -> None:
-        self.slots = {slot.slot: slot.model_version for slot in slots}
-
-    def live(self, slot: str, bundle: str, now: float) -> LiveStats:
-        return HEALTHY
-
-    def set_window(self, window_s: float) -> None:
-        self.window_s = window_s
-
-
-class _Link:
-    """Stands for the connection: keeps what the device says."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[str, bytes]] = []
-        self.connected, self.spread_s = True, 0.0
-        self.trusted = 0
-
-    def publish(self, topic: str, data: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        self.said.append((topic, data))
-        return True
-
-    def proven(self) -> None:
-        self.trusted += 1
-
-
-class _Soon(random.Random):
-    """Waits between tries are short here."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return 0.001
-
-
-class Device:
-    """A device: what it serves, and what came of its assignments."""
-
-    def __init__(self, folder: Path, fleet_url: str, trusted: TrustedFleet) -> None:
-        self.folder = folder
-        self.signer = Signer.generate()
-        self.layout = Layout(folder)
-        record = Record(DEVICE, DEVICE, FLEET, fleet_url, "mqtt://127.0.0.1:1", 4)
-        self._identity = Identity(
-            record, self.signer, trusted.catalog.root, trusted.director.root, self.layout.identity
-        )
-        folder.mkdir()
-        self.start()
-
-    def start(self) -> None:
-        """Start the control process, again if need be: only what is on the disk remains."""
-        self.database = Database(self.layout.database)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.control = Control(
-                self.layout, AgentConfig(disk_reserve_bytes=0, download_timeout_s=2.0),
-                self._identity, self.database, listener,
-            )  # fmt: skip
-        self.link, self.supervisor = _Link(), _Supervisor()
-        self.control._link = self.link  # type: ignore[assignment]
-        self.control._supervisor = self.supervisor  # type: ignore[assignment]
-        installer = self.control._installer
-        installer._supervisor = self.supervisor  # type: ignore[assignment]
-        installer._rng = _Soon()
-
-        async def stage(effect: Stage) -> None:
-            await installer._files.fetch_variant(effect.release, effect.variant)
-            installer._handle(Staged(effect.slot, effect.assignment_id, effect.variant))
-
-        installer._stage = stage  # type: ignore[method-assign]
-
-    async def stop(self) -> None:
-        """End the control process."""
-        await self.control._installer.stop()
-        self.database.close()
-
-    async def restart(self, *, lose_metadata: bool = False) -> None:
-        """End the control process and start it again, perhaps after the disk lost some files."""
-        await self.stop()
-        if lose_metadata:
-            for path in sorted(self.layout.tuf.rglob("*"), reverse=True):
-                path.unlink() if path.is_file() or path.is_symlink() else path.rmdir()
-        self.start()
-        await self.control._installer.serve()
-
-    def hear(self, payload: bytes) -> None:
-        """Take what the broker delivers."""
-        self.control._received(f"skerry/v1/{FLEET}/dn/{DEVICE}/any", payload)
-
-    @property
-    def identity(self) -> Identity:
-        """With the roots that this device trusts."""
-        return self._identity
-
-    @identity.setter
-    def identity(self, identity: Identity) -> None:
-        self._identity = self.control._identity = identity
-
-    @property
-    def serves(self) -> str:
-        """The version that answers requests in the slot; it must be what is committed."""
-        return self.supervisor.slots.get(SLOT, "")
-
-    @property
-    def refused(self) -> int:
-        """So many messages of the broker were refused."""
-        return self.control._uplink.refused
-
-    @property
-    def refusals(self) -> dict[str, int]:
-        """The same by code."""
-        return dict(self.control._uplink.refusals)
-
-    @property
-    def floor(self) -> Any:
-        """What the device will not go below."""
-        return self.database.load().floor  # type: ignore[union-attr]
-
-    def report(self, assignment: str) -> AssignmentReport:
-        """What the device tells the fleet of an assignment."""
-        told = {report.assignment_id: report for report in self.control._reported().assignments}
-        return told[assignment]
-
-    async def outcome(self, assignment: str) -> Outcome:
-        """Wait until an assignment has ended."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                slot = self.control._machine.state.slots.get(SLOT)
-                if slot is not None and slot.work is None:
-                    break
-                await asyncio.sleep(0.002)
-        report = self.report(assignment)
-        return Outcome(report.state, report.code or "", self.serves, report.message or "")
 
 
 @dataclass
@@ -525,7 +329,7 @@ def open_site(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Site]:
     clock = types.SimpleNamespace(now=NOW.timestamp(), monotonic=time.monotonic)
     clock.time = lambda: clock.now
     patch.setattr(agent.clock, "time", clock)
-    patch.setattr(agent.control, "verify", _verify)
+    patch.setattr(agent.control, "verify", verify_here)
     patch.setattr(agent.control, "take_inventory", lambda _: INVENTORY)
     trusted = make_fleet(folder / "fleet", ("acme", "globex"))
     with FileServer() as server:
@@ -533,8 +337,16 @@ def open_site(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield Site(trusted, network, Device(folder / "device", server.url, trusted), clock)
 
 
-async def _verify(request: VerifyRequest, timeout_s: float) -> VerifyAnswer:
-    return await asyncio.to_thread(verify_request, request)
+def flipped(data: bytes) -> bytes:
+    """One bit of the payload is another."""
+    payload, key_id, signature = msgspec.msgpack.decode(data)
+    return to_msgpack([payload[:-1] + bytes([payload[-1] ^ 1]), key_id, signature])
 
 
-HW_CLASS = hw_class(INVENTORY)
+def unsigned(data: bytes) -> bytes:
+    payload, key_id, _ = msgspec.msgpack.decode(data)
+    return to_msgpack([payload, key_id, b""])
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
