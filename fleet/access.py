@@ -46,6 +46,11 @@ class Access(Protocol):
         """
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether devices can log in."""
+        ...
+
     def cut(self, device: str) -> None:
         """End a device's connection, which may not connect any more; returns at once."""
         ...
@@ -100,6 +105,11 @@ class AskedAccess:
                 'or put broker_auth = "users" into fleet.toml'
             )
 
+    @property
+    def ready(self) -> bool:
+        """Whether one that answers is connected, and who cuts, too."""
+        return any(client.connected for client in self.responders) and self._system.connected
+
     def cut(self, device: str) -> None:
         """End a device's connection now, and once more when a login under way is over."""
         self._cutter.cut(device)
@@ -128,6 +138,11 @@ class ListedAccess:
         """Begin."""
         self._update()
         self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the devices were named."""
+        return self._known is not None
 
     def cut(self, device: str) -> None:
         """Name the devices anew at once; the broker ends the connection of who is not there."""

@@ -199,8 +199,13 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether broker, ingest and engine are at work."""
-        return self._started_at > 0.0 and self.broker.pid != 0 and self.mqtt.connected
+        """Whether broker, its access, ingest and engine are at work."""
+        return (
+            self._started_at > 0.0
+            and self.broker.pid != 0
+            and self.mqtt.connected
+            and self.access.ready
+        )
 
     @property
     def run_info(self) -> RunInfo:
