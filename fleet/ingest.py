@@ -154,14 +154,18 @@ class Ingest:
         def refuse(reason: str, count: int = 1) -> None:
             _count(refused, device, reason, count)
 
+        repeated = (device, "repeated")
+        before = refused.get(repeated, 0)
         match body:
             case Batch():
                 upto = self._append(tx, up, body, refuse, now)
                 answers.upto.setdefault(device, {})[up.boot] = upto
-                tx.put_sign_of_life(up, None, now)
+                if refused.get(repeated, 0) == before:
+                    tx.put_sign_of_life(up, None, now)
             case Reported():
                 answers.reported[device] = self._report(tx, device, body, refuse, now)
-                tx.put_sign_of_life(up, None, now)
+                if refused.get(repeated, 0) == before:
+                    tx.put_sign_of_life(up, None, now)
             case Result():
                 if check_result(body):
                     tx.put_result(device, body, now)
@@ -186,6 +190,8 @@ class Ingest:
         cursor = tx.cursor(up.dev, up.boot)
         run = above_cursor(batch, cursor, device=up.dev, boot=up.boot)
         if run is None:
+            if max(batch.last, batch.dropped_before - 1) <= cursor:
+                refuse("repeated")  # its ack was lost, or somebody replays it: no sign of life
             return cursor
         items = sound_items(run.items, batch.contexts, self._store.column_specs)
         if len(items) < len(run.items):
@@ -205,6 +211,7 @@ class Ingest:
     ) -> int:
         stored = tx.reported_version(device)
         if reported.version <= stored:
+            refuse("repeated")
             return stored
         if not check_reported(reported):
             refuse("malformed_reported")
