@@ -160,7 +160,7 @@ def test_row_30_a_will_on_another_devices_topic(
     a.subscribe(topics.down_filter(FLEET, A), f"skerry/v1/{FLEET}/dn/all/#")
     own = topics.presence(FLEET, B)
     connect(B, will=topic).break_off()
-    time.sleep(0.2)  # a second connection ends the first, should the broker not have noticed
+    time.sleep(0.2)  # before a second connection under this name takes the session over
     connect(B, will=own).break_off()
     until("the will that may be", lambda: (own, b"will") in fleet.heard)
     fleet.publish(down(A), b"fence")

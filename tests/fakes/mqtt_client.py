@@ -1,5 +1,6 @@
 """A bare MQTT client over TLS that remembers everything it is told."""
 
+import socket
 import ssl
 import threading
 from typing import Any
@@ -82,7 +83,8 @@ class MqttClient:
     def break_off(self) -> None:
         """End the connection without a word, so that the will is sent."""
         connection: Any = self._client.socket()
-        connection.close()
+        connection.shutdown(socket.SHUT_RDWR)  # close() would wait for the thread that selects
+        until("the end", self._gone.is_set)
 
     def close(self) -> None:
         self._client.disconnect()
