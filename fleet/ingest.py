@@ -190,7 +190,7 @@ class Ingest:
         cursor = tx.cursor(up.dev, up.boot)
         run = above_cursor(batch, cursor, device=up.dev, boot=up.boot)
         if run is None:
-            if max(batch.last, batch.dropped_before - 1) <= cursor:
+            if batch.first <= batch.last <= cursor:
                 refuse("repeated")  # its ack was lost, or somebody replays it: no sign of life
             return cursor
         items = sound_items(run.items, batch.contexts, self._store.column_specs)
