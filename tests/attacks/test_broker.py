@@ -130,8 +130,8 @@ FORBIDDEN_NATS = [
 def test_row_29_publishing_on_another_devices_topics(server: Server, connect: Connect) -> None:
     fleet, a, b = connect(FLEET_USER), connect(A), connect(B)
     fleet.subscribe("skerry/#")
-    fleet.publish(down(A, "desired"), b"true", retain=True)
     a.subscribe(topics.down_filter(FLEET, A), f"skerry/v1/{FLEET}/dn/all/#")
+    fleet.publish(down(A, "desired"), b"true", retain=True)
     until("the true word", lambda: a.payloads() == [b"true"])
     for topic in FORBIDDEN + (FORBIDDEN_NATS if isinstance(server, NatsServer) else []):
         for retain in (False, True):
