@@ -55,6 +55,8 @@ devices = Table(
     Column("client_id", Short),  # under which it speaks MQTT
     Column("certificate", Text),  # PEM: the device's, then the issuing authority's
     Column("certificate_expires", Double),
+    Column("previous_certificate", Text),  # PEM; good until the new one was first used
+    Column("state_reason", Text, nullable=False, server_default=""),  # why it may not speak
     Column("created_at", Double, nullable=False),
     Column("enrolled_at", Double),
 )

@@ -1,0 +1,18 @@
+"""What is remembered of a device's certificates and of why it may not speak."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0003"
+down_revision: str | None = "0002"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    """Take the step."""
+    with op.batch_alter_table("devices", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("previous_certificate", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("state_reason", sa.Text(), server_default="", nullable=False))
