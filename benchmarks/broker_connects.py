@@ -31,8 +31,9 @@ from cryptography.x509 import CertificateSigningRequestBuilder, Name
 from fleet.access import AskedAccess, ListedAccess, accepted_devices, log_in
 from fleet.broker import Broker, broker_settings
 from fleet.broker_config import FLEET_USER, device_rights
-from fleet.ca import Authority, issuing_request, make_ec_key, make_root, sign_issuing
+from fleet.ca import Authority, issuing_request, make_root, sign_issuing
 from fleet.callout import SELF_TEST_USER, Callout, load_issuer
+from fleet.certificates import make_ec_key
 from fleet.config import FleetConfig
 from fleet.files import make_folder
 from fleet.registry import Registry

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.api.metadata import DelegatedRole, Delegations, Root, Snapshot, Targets, Timestamp
 
-from fleet.ca import load_ec_key, make_ec_key, make_root, sign_issuing, to_pem
+from fleet.ca import make_root, sign_issuing
+from fleet.certificates import load_ec_key, make_ec_key, to_pem
 from fleet.files import make_folder, write_atomic
 from fleet.keystore import PublicKeys, read_public
 from fleet.roles import OFFLINE_VALID, sign, tuf_key, until

@@ -76,7 +76,8 @@ def _nats(config: "FleetConfig") -> dict[str, bytes]:
 
 def _mosquitto(config: "FleetConfig", out: Path | None, now: datetime) -> dict[str, bytes]:
     from fleet.broker_config import FLEET_USER, TlsFiles, render_mosquitto, render_mosquitto_acl
-    from fleet.ca import Authority, serial_of
+    from fleet.ca import Authority
+    from fleet.certificates import serial_of
     from fleet.files import make_folder
     from fleet.keystore import load_online_keys
     from fleet.process import read_key_file

@@ -20,7 +20,8 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from fleet.ca import issuing_request, load_ec_key, make_ec_key, requested_key_id, to_pem
+from fleet.ca import issuing_request
+from fleet.certificates import load_ec_key, make_ec_key, requested_key_id, to_pem
 from fleet.files import make_folder, write_atomic
 from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError, NotFoundError, TrustError, UsageError

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from fleet.ca import Authority, same_key, serial_of
+from fleet.ca import Authority
+from fleet.certificates import same_key, serial_of
 from skerry.enrolment import EnrolRequest, roots_digest
 from skerry.errors import (
     ConflictError,

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from fleet.ca import Authority, issuing_request, make_ec_key, make_root, same_key, sign_issuing
+from fleet.ca import Authority, issuing_request, make_root, sign_issuing
+from fleet.certificates import make_ec_key, same_key
 from skerry.errors import TrustError, UsageError
 from tests.fakes.trusted import NOW
 

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fleet.ca import Authority, issuing_request, make_ec_key, make_root, sign_issuing
+from fleet.ca import Authority, issuing_request, make_root, sign_issuing
+from fleet.certificates import make_ec_key
 from fleet.registry import Registry, RegistryStore
 from fleet.store import open_store
 from skerry.enrolment import EnrolRequest, roots_digest

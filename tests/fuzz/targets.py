@@ -22,7 +22,7 @@ from fleet import config as fleet_config
 from fleet import roles
 from fleet.api.body import parse_body
 from fleet.byte_range import byte_range
-from fleet.ca import requested_key_id
+from fleet.certificates import requested_key_id
 from fleet.ingest import above_cursor
 from fleet.intake import check_envelope, check_reported, check_result, sound_items
 from fleet.plan import Plan, check_plan

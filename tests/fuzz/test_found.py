@@ -15,7 +15,7 @@ from agent.serve_protocol import frames_from_control
 from compiler.sign import parse_targets
 from fleet import roles
 from fleet.api.body import parse_body
-from fleet.ca import requested_key_id
+from fleet.certificates import requested_key_id
 from fleet.config import load_config as load_fleet_config
 from skerry.errors import FormatError, SkerryError, TrustError, UsageError
 from skerry.keys import Signer
