@@ -36,7 +36,8 @@ class BundleFiles:
         slots: where they are kept.
         config: limits.
         fleet_url: of the device listener, or of any OCI registry that has the bundles.
-        ca_file: of the fleet's authority, for https.
+        ca_file: of the fleet's authorities, for https.
+        device_file: this device's key and certificate, for https.
         inventory: of this device.
     """
 
@@ -47,12 +48,13 @@ class BundleFiles:
         *,
         fleet_url: str,
         ca_file: Path,
+        device_file: Path,
         inventory: Inventory,
     ) -> None:
         self.config: Final = config
         self._slots = slots
         self._fleet_url = fleet_url
-        self._ca_file = ca_file
+        self._ca_file, self._device_file = ca_file, device_file
         self._inventory = inventory
         self._fetching = threading.Lock()
 
@@ -188,6 +190,8 @@ class BundleFiles:
             self._fleet_url,
             timeout_s=self.config.download_timeout_s,
             ca_file=self._ca_file,
+            cert_file=self._device_file,
+            key_file=self._device_file,
             reserve_bytes=self.config.disk_reserve_bytes,
             stopped=stopped.is_set,
         )

@@ -118,7 +118,8 @@ class Control:
         self._installer = Installer(
             BundleFiles(
                 Slots(layout.slots), config, fleet_url=self._fleet_url,
-                ca_file=identity.ca_file, inventory=self._inventory,
+                ca_file=identity.ca_file, device_file=identity.device_file,
+                inventory=self._inventory,
             ),
             self._supervisor,
             verifier=self._verify,
@@ -280,6 +281,8 @@ class Control:
             now=self._now(),
             timeout_s=self._config.download_timeout_s,
             ca_file=str(self._identity.ca_file.absolute()),
+            cert_file=str(self._identity.device_file.absolute()),
+            key_file=str(self._identity.device_file.absolute()),
         )
         answer = await verify(request, self._config.verify_timeout_s)
         if answer.transient:
@@ -361,7 +364,7 @@ class Control:
         )
 
     def _link_config(self) -> LinkConfig:
-        record, config, folder = self._identity.record, self._config, self._identity.folder
+        record, config = self._identity.record, self._config
         return LinkConfig(
             address=parse_broker_url(config.broker_url or record.broker_url),
             client_id=record.client_id,
@@ -372,6 +375,6 @@ class Control:
             base_s=config.reconnect_base_s,
             cap_s=config.reconnect_cap_s,
             ca_file=self._identity.ca_file,
-            cert_file=folder / "device.crt",
-            key_file=folder / "device.pem",
+            cert_file=self._identity.device_file,
+            key_file=self._identity.device_file,
         )

@@ -10,18 +10,22 @@ import http.client
 import os
 import shutil
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from agent.ask import problem_of, tls_fault
 from agent.slots import CHUNK_BYTES, fsync_dir
 from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
+from skerry.io.tls import client_context
 
 __all__ = ["Fetcher"]
 
 SMALL_BYTES: Final = 64 << 10
+CERTIFICATE_CODES: Final = frozenset({"certificate_missing", "certificate_refused"})
 
 
 class Fetcher:
@@ -30,7 +34,9 @@ class Fetcher:
     Args:
         base_url: of the fleet's device listener, or any OCI registry.
         timeout_s: how long a connection may be silent.
-        ca_file: PEM of the authority that must have signed an https server's certificate.
+        ca_file: PEM of the authorities, one of which must have signed an https server's certificate.
+        cert_file: PEM of the certificate to show to an https server.
+        key_file: PEM of its key. The three are read anew when they were replaced.
         reserve_bytes: free disk space that a download leaves.
         stopped: asked between chunks; True ends the download.
     """
@@ -41,6 +47,8 @@ class Fetcher:
         *,
         timeout_s: float,
         ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
         reserve_bytes: int = 0,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -48,13 +56,11 @@ class Fetcher:
         self._timeout_s = timeout_s
         self._reserve_bytes = reserve_bytes
         self._stopped = stopped
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if self._base.startswith("https:"):
-            context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        elif not self._base.startswith("http:"):
+        self._files = (ca_file, cert_file, key_file)
+        self._opener: urllib.request.OpenerDirector | None = None
+        self._read: list[tuple[int, int]] = []
+        if not self._base.startswith(("http:", "https:")):
             raise RefusedError(f"expected an http or https address, got {base_url[:120]!r}")
-        self._opener = urllib.request.build_opener(*handlers)
 
     def small(self, path: str, limit: int) -> bytes:
         """Return the body at a path, of at most `limit` bytes.
@@ -141,17 +147,35 @@ class Fetcher:
         if offset:
             request.add_header("Range", f"bytes={offset}-")
         try:
-            return self._opener.open(request, timeout=self._timeout_s)
+            return self._current_opener().open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
-            error.close()
+            code, detail = problem_of(error)
             message = f"{self._base}{path} answered {error.code}"
+            if code in CERTIFICATE_CODES:
+                # once the device is accepted again, it goes on where it stopped
+                raise UnreachableError(f"{message}: {detail}") from None
             if error.code == 404:
                 raise NotFoundError(message) from None
             if error.code >= 500 or error.code in {408, 429}:
                 raise UnreachableError(message) from None
             raise RefusedError(message) from None
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"no connection to {self._base}: {error}") from None
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                reason = tls_fault(reason, self._base, time.time())
+            raise UnreachableError(f"no connection to {self._base}: {reason}") from None
+
+    def _current_opener(self) -> urllib.request.OpenerDirector:
+        """Return what opens connections, with certificates as they are now."""
+        if self._base.startswith("http:"):
+            self._opener = self._opener or _opener(urllib.request.HTTPHandler())
+            return self._opener
+        facts = [file.stat() for file in self._files if file is not None]
+        read = [(fact.st_ino, fact.st_mtime_ns) for fact in facts]
+        if self._opener is None or read != self._read:
+            handler = urllib.request.HTTPSHandler(context=client_context(*self._files))
+            self._opener, self._read = _opener(handler), read
+        return self._opener
 
     def _digest(self, part: Path, size_bytes: int) -> str:
         if not part.exists() or part.stat().st_size != size_bytes:
@@ -161,3 +185,8 @@ class Fetcher:
             while chunk := file.read(CHUNK_BYTES):
                 hasher.update(chunk)
         return "sha256:" + hasher.hexdigest()
+
+
+def _opener(handler: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    # a proxy of the environment has no business between a device and its fleet
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), handler)

@@ -1,44 +1,47 @@
 """Enrolment: a one-time token becomes a device's identity, and nothing is trusted on first use.
 
-The token carries the fingerprint of the fleet's authority and the digest of its roots; an
-answer that does not fit them is refused before anything of it is kept. Both keys are made
-here, written before they are sent, and used again if the answer was lost: the same request
-gets the same answer.
+1. Both keys are made here, and written before anything is sent: the same request gets the same
+   answer, so that a lost answer costs nothing.
+2. The fleet's authority is fetched from whoever answers, and believed only if its fingerprint is the
+   token's. This is the one place that speaks TLS without checking the other side.
+3. From then on TLS is checked against exactly that authority, and the host name with it; only now
+   the token's secret is shown.
+4. The answer is held against the token before anything of it is kept.
 """
 
-import http.client
-import itertools
-import json
-import urllib.error
-import urllib.request
+import ssl
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from agent.identity import RECORD_FILE, Record, save_identity, write_private
-from skerry.canonical import from_json, sha256, to_json
-from skerry.enrolment import ENROL_PATH, MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest, roots_digest
-from skerry.errors import (
-    ConflictError,
-    FormatError,
-    NotFoundError,
-    RefusedError,
-    SkerryError,
-    TrustError,
-    UnreachableError,
+from agent.ask import ask
+from agent.certificates import (
+    authority_of,
+    check_certificate,
+    key_pem,
+    make_key,
+    read_key,
+    signing_request,
 )
+from agent.identity import RECORD_FILE, Record, save_identity, write_private
+from skerry.canonical import from_json, to_json
+from skerry.enrolment import (
+    CA_PATH,
+    ENROL_PATH,
+    MAX_CA_BYTES,
+    MAX_ENROL_BYTES,
+    EnrolAnswer,
+    EnrolRequest,
+    roots_digest,
+)
+from skerry.errors import ConflictError, FormatError, RefusedError, TrustError
 from skerry.keys import Signer
 from skerry.profile import Inventory
 from skerry.token import EnrolmentToken
 
 __all__ = ["enroll"]
 
-TIMEOUT_S: Final = 30.0
 MAX_ANSWER_BYTES: Final = 4 * MAX_ENROL_BYTES
 
 
@@ -52,7 +55,7 @@ def enroll(folder: Path, token: EnrolmentToken, inventory: Inventory) -> Record:
 
     Raises:
         ConflictError: the device has an identity already.
-        TrustError: the answer does not fit the token.
+        TrustError: the fleet, or its answer, does not fit the token; or the clock is wrong.
         RefusedError: the fleet did not accept the token.
         UnreachableError: the fleet did not answer.
     """
@@ -63,18 +66,26 @@ def enroll(folder: Path, token: EnrolmentToken, inventory: Inventory) -> Record:
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     signer = _report_key(folder / "report.pem")
-    device_key = _device_key(folder / "device.pem")
+    device_key = _device_key(folder / "enrolling.pem")
     request = EnrolRequest(
         secret=token.secret,
-        csr=_signing_request(device_key, token.device_id),
+        csr=signing_request(device_key, token.device_id),
         report_key=signer.public.raw,
         inventory=inventory,
     )
-    answer = _post(token.fleet_url.rstrip("/") + ENROL_PATH, to_json(request))
+    url = token.fleet_url.rstrip("/")
+    context = _believing(_authority(url, token))
+    try:
+        data = ask(url + ENROL_PATH, context, body=to_json(request), limit=MAX_ANSWER_BYTES)
+    except RefusedError as error:
+        raise RefusedError(f"{error}{_anew(error)}", error.code) from None
+    answer = from_json(data, EnrolAnswer, limit=MAX_ANSWER_BYTES)
     check_answer(answer, token, device_key)
-    return save_identity(
-        folder, answer, fleet_url=token.fleet_url, signer=signer, device_key=_pem(device_key)
+    record = save_identity(
+        folder, answer, fleet_url=url, signer=signer, device_key=key_pem(device_key)
     )
+    (folder / "enrolling.pem").unlink(missing_ok=True)
+    return record
 
 
 def check_answer(
@@ -91,37 +102,28 @@ def check_answer(
         raise TrustError(
             f"expected to become {token.device_id}, got {answer.device_id[:64]}", "wrong_device"
         )
+    authority = authority_of(answer.ca, token.ca_fingerprint)
+    check_certificate(answer.certificate, authority, device_key, token.device_id)
+
+
+def _authority(url: str, token: EnrolmentToken) -> str:
+    """Return the authority that the token names, from whoever answers."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    # nothing is sent here, and of the answer only what has the token's fingerprint is taken
+    context.verify_mode = ssl.CERT_NONE
+    data = ask(url + CA_PATH, context, limit=MAX_CA_BYTES)
     try:
-        authority = x509.load_pem_x509_certificate(answer.ca.encode())
-        chain = x509.load_pem_x509_certificates(answer.certificate.encode())
-    except (ValueError, x509.InvalidVersion) as error:
-        raise TrustError(f"expected certificates in PEM: {error}", "certificate") from None
-    if sha256(authority.public_bytes(serialization.Encoding.DER)) != token.ca_fingerprint:
-        raise TrustError("the fleet's authority is not the one that the token names", "ca")
-    _check_chain([*chain, authority])
-    own = device_key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    certified = (
-        chain[0]
-        .public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if certified != own or [name.value for name in names] != [token.device_id]:
-        raise TrustError("the certificate is for another key or another name", "certificate")
+        return authority_of(data.decode(), token.ca_fingerprint)
+    except UnicodeDecodeError:
+        raise FormatError(f"expected certificates in PEM at {url}{CA_PATH}") from None
 
 
-def _check_chain(chain: list[x509.Certificate]) -> None:
-    for issued, issuer in itertools.pairwise(chain):
-        if issued == issuer:
-            continue
-        try:
-            issued.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError):
-            raise TrustError(
-                "the certificate is not signed by the authority", "certificate"
-            ) from None
+def _believing(authority: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=authority)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
 
 
 def _report_key(path: Path) -> Signer:
@@ -134,65 +136,11 @@ def _report_key(path: Path) -> Signer:
 
 def _device_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if path.exists():
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise FormatError(f"expected an EC key in {path}; remove it and enrol again")
-        return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    write_private(path, _pem(key))
+        return read_key(path)
+    key = make_key()
+    write_private(path, key_pem(key))
     return key
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def _signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    )
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _post(url: str, body: bytes) -> EnrolAnswer:
-    if not url.startswith(("http://", "https://")):
-        raise RefusedError(f"expected an http or https address in the token, got {url[:120]!r}")
-    request = urllib.request.Request(  # noqa: S310 - scheme checked above
-        url, data=body, headers={"Content-Type": "application/json"}, method="POST"
-    )
-    # a proxy of the environment has no business between a device and its fleet
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=TIMEOUT_S) as response:
-            data = response.read(MAX_ANSWER_BYTES + 1)
-    except urllib.error.HTTPError as error:
-        raise _refusal(error) from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UnreachableError(
-            f"no answer from the fleet at {url}: {reason}; check that it runs and is reachable"
-        ) from None
-    return from_json(data, EnrolAnswer, limit=MAX_ANSWER_BYTES)
-
-
-def _refusal(error: urllib.error.HTTPError) -> SkerryError:
-    try:
-        problem = json.loads(error.read(16 << 10))
-        detail = str(problem.get("detail") or problem.get("title") or "")[:300]
-    except (ValueError, AttributeError, OSError):
-        detail = ""
-    finally:
-        error.close()
-    text = f"the fleet did not accept the token: {detail or f'HTTP {error.code}'}"
-    anew = "" if "ask for a new" in detail else "; ask for a new token"
-    if error.code >= 500:
-        return UnreachableError(text + "; try again later")
-    if error.code == 404:
-        return NotFoundError(text + anew)
-    if error.code == 409:
-        return ConflictError(text)
-    return RefusedError(text + anew)
+def _anew(error: RefusedError) -> str:
+    return "" if "ask for a new" in str(error) else "; ask for a new token"

@@ -2,8 +2,8 @@
 
     identity.json        names and addresses
     report.pem           Ed25519 key that signs everything the device says
-    device.pem, .crt     key and certificate for connections
-    ca.crt               the fleet's certificate authority
+    device.pem           key and certificate for connections, in one file: they are renewed together
+    ca.crt               the fleet's certificate authorities
     catalog-root.json    trusted roots, from which every verification begins
     director-root.json
 
@@ -24,9 +24,11 @@ from skerry.enrolment import EnrolAnswer
 from skerry.errors import FormatError, NotFoundError
 from skerry.keys import PublicKey, Signer
 
-__all__ = ["Identity", "Record", "load_identity", "save_identity"]
+__all__ = ["Identity", "Record", "load_identity", "save_certificate", "save_identity"]
 
 RECORD_FILE: Final = "identity.json"
+DEVICE_FILE: Final = "device.pem"
+CA_FILE: Final = "ca.crt"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -36,7 +38,7 @@ class Record(msgspec.Struct, frozen=True):
     client_id: str  # under which the device speaks MQTT
     fleet_id: str
     fleet_url: str  # of the device listener
-    broker_url: str  # mqtt://host:port
+    broker_url: str  # mqtts://host:port
     shards: int
 
 
@@ -52,8 +54,13 @@ class Identity:
 
     @property
     def ca_file(self) -> Path:
-        """PEM of the fleet's authority."""
-        return self.folder / "ca.crt"
+        """PEM of the fleet's authorities."""
+        return self.folder / CA_FILE
+
+    @property
+    def device_file(self) -> Path:
+        """PEM of the key for connections, then its certificate with the chain."""
+        return self.folder / DEVICE_FILE
 
     def message_keys(self) -> dict[str, PublicKey]:
         """Return the keys that speak for the fleet, as the director root of enrolment names them."""
@@ -108,13 +115,24 @@ def save_identity(
     )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_private(folder / "report.pem", signer.to_pem(None))
-    write_private(folder / "device.pem", device_key)
-    write_private(folder / "device.crt", answer.certificate.encode())
-    write_private(folder / "ca.crt", answer.ca.encode())
+    save_certificate(folder, device_key, answer.certificate, answer.ca)
     write_private(folder / "catalog-root.json", answer.catalog_root)
     write_private(folder / "director-root.json", answer.director_root)
     write_private(folder / RECORD_FILE, to_json(record))
     return record
+
+
+def save_certificate(folder: Path, key: bytes, certificate: str, authorities: str) -> None:
+    """Keep a certificate with its key, and before it the authorities to trust from now on.
+
+    Args:
+        folder: of the identity.
+        key: PEM.
+        certificate: PEM, with the chain.
+        authorities: PEM.
+    """
+    write_private(folder / CA_FILE, authorities.encode())
+    write_private(folder / DEVICE_FILE, key + certificate.encode())
 
 
 def write_private(path: Path, data: bytes) -> None:

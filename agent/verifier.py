@@ -108,7 +108,9 @@ def verify_request(request: VerifyRequest) -> VerifyAnswer:
     remote = Fetcher(
         request.catalog_url,
         timeout_s=request.timeout_s,
-        ca_file=Path(request.ca_file) if request.ca_file else None,
+        ca_file=_path(request.ca_file),
+        cert_file=_path(request.cert_file),
+        key_file=_path(request.key_file),
     )
     try:
         catalog = _Repository(where / "catalog", _Remote(remote), request.catalog_root, request.now)
@@ -136,6 +138,10 @@ def verify_request(request: VerifyRequest) -> VerifyAnswer:
         )
     except TrustError as error:
         return VerifyAnswer(code=error.code, message=str(error))
+
+
+def _path(file: str) -> Path | None:
+    return Path(file) if file else None
 
 
 class _Repository:

@@ -31,7 +31,9 @@ class VerifyRequest(msgspec.Struct, frozen=True):
     directory: str  # holds catalog/ and director/
     now: float  # Unix seconds, never below the device's floor
     timeout_s: float
-    ca_file: str = ""
+    ca_file: str = ""  # of the authorities that an https server's certificate must be signed by
+    cert_file: str = ""  # of this device
+    key_file: str = ""
 
 
 class VerifyAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -31,9 +31,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID
 
 from fleet.broker_config import MAX_PAYLOAD, Rights
+from fleet.certificates import subject_of
 from fleet.files import write_atomic
 from skerry.errors import RefusedError, TrustError
 from skerry.ids import is_id
@@ -167,7 +167,7 @@ class Callout:
     def _user(self, about: dict[str, Any]) -> str:
         client = about.get("client_info", {})
         certificate = _certificate(about)
-        name = _common_name(certificate)
+        name = subject_of(certificate)
         mqtt_id = str(client.get("mqtt_id", ""))
         if client.get("type") != "mqtt":
             raise RefusedError(f"{name[:80]!r} does not speak MQTT")
@@ -216,13 +216,6 @@ def _certificate(about: dict[str, Any]) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem.encode())
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise RefusedError("a connection without a verified certificate") from None
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    parts = list(certificate.subject)
-    if len(parts) != 1 or parts[0].oid != NameOID.COMMON_NAME:
-        raise RefusedError("a certificate whose subject is not one common name")
-    return str(parts[0].value)
 
 
 def _claims(token: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from skerry.canonical import sha256
-from skerry.errors import TrustError
+from skerry.errors import RefusedError, TrustError
 
 __all__ = [
     "certificate_builder",
@@ -34,6 +34,7 @@ __all__ = [
     "requested_key_id",
     "same_key",
     "serial_of",
+    "subject_of",
     "to_pem",
 ]
 
@@ -47,6 +48,18 @@ def serial_of(certificate: str) -> int:
         TrustError: it is none.
     """
     return load_certificate(certificate.encode(), "device certificate").serial_number
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """Return the name of a certificate whose subject is one common name and nothing else.
+
+    Raises:
+        RefusedError: it has another subject.
+    """
+    parts = list(certificate.subject)
+    if len(parts) != 1 or parts[0].oid != NameOID.COMMON_NAME:
+        raise RefusedError("a certificate whose subject is not one common name")
+    return str(parts[0].value)
 
 
 def same_key(certificate: str, request: str) -> bool:

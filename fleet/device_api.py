@@ -1,12 +1,15 @@
 """What devices ask of the fleet over HTTP: enrolment, bundles, catalog metadata.
 
+    GET  /ca                                      the fleet's authorities, to compare
     POST /enrol                                   a token for a certificate (`skerry.enrolment`)
+    POST /renew                                   a new certificate in time
     GET  /v2/                                     this is an OCI registry
     GET  /v2/{model}/manifests/{digest}           an OCI manifest
     GET  /v2/{model}/blobs/{digest}               a blob; Range, ETag, HEAD
     GET  /tuf/catalog/metadata/{name}             see `Catalog.metadata`
     GET  /tuf/director/metadata/{n}.root.json     later roots of the director
 
+All but the first two want a device's certificate (`fleet.caller`).
 Only digests name content, no tags: what a device asks for is what it has verified. Errors are
 problem documents (RFC 9457). Source: OCI distribution specification 1.1, "Pulling manifests" and
 "Pulling blobs"; RFC 9110, sections 13 and 14.
@@ -24,12 +27,22 @@ from aiohttp import web
 from fleet.api.problems import problem, problems
 from fleet.blobs import CHUNK_BYTES, Blobs
 from fleet.byte_range import byte_range
+from fleet.caller import CALLER, Caller, callers
 from fleet.catalog import Catalog
 from fleet.director import Director
 from fleet.registry import Registry
 from skerry.bundle import MANIFEST_TYPE, MAX_MANIFEST_BYTES, parse_oci_manifest
 from skerry.canonical import from_json, to_json
-from skerry.enrolment import ENROL_PATH, MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
+from skerry.enrolment import (
+    CA_PATH,
+    ENROL_PATH,
+    MAX_ENROL_BYTES,
+    RENEW_PATH,
+    EnrolAnswer,
+    EnrolRequest,
+    RenewAnswer,
+    RenewRequest,
+)
 from skerry.errors import FormatError, NotFoundError, RefusedError
 from skerry.ids import ID_PATTERN
 
@@ -61,7 +74,7 @@ class DeviceListener:
     catalog: Catalog
     director: Director
     blobs: Blobs
-    ca: str  # PEM of the root authority
+    ca: str  # PEM of the root authorities
     fleet_id: str
     broker_url: Callable[[], str]
     shards: int
@@ -70,9 +83,14 @@ class DeviceListener:
 
 def device_app(listener: DeviceListener) -> web.Application:
     """Return the application of the device listener."""
-    app = web.Application(middlewares=[problems], client_max_size=MAX_ENROL_BYTES)
-    pulls = _Pulls(listener.blobs)
-    app.router.add_post(ENROL_PATH, _Enrolment(listener).post)
+    app = web.Application(
+        middlewares=[problems, callers(listener.registry, listener.clock)],
+        client_max_size=MAX_ENROL_BYTES,
+    )
+    pulls, certificates = _Pulls(listener.blobs), _Certificates(listener)
+    app.router.add_get(CA_PATH, certificates.authorities)
+    app.router.add_post(ENROL_PATH, certificates.enrol)
+    app.router.add_post(RENEW_PATH, certificates.renew)
     app.router.add_get("/v2/", _version)
     app.router.add_get(f"/v2/{MODEL}/manifests/{DIGEST}", pulls.manifest)
     app.router.add_get(f"/v2/{MODEL}/blobs/{DIGEST}", pulls.blob)
@@ -107,20 +125,18 @@ async def _version(request: web.Request) -> web.Response:
     return web.Response(body=b"{}", content_type="application/json")
 
 
-class _Enrolment:
-    """Answers enrolment requests, a few at a time."""
+class _Certificates:
+    """Gives certificates, a few at a time."""
 
     def __init__(self, listener: DeviceListener) -> None:
         self._listener = listener
         self._gate = asyncio.Semaphore(MAX_ENROLLING)
 
-    async def post(self, request: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(ENROL_TIMEOUT_S):
-                body = await request.read()
-        except TimeoutError:
-            return problem(408, "the enrolment request came too slowly", code="timeout")
-        wanted = from_json(body, EnrolRequest, limit=MAX_ENROL_BYTES)
+    async def authorities(self, request: web.Request) -> web.Response:
+        return web.Response(text=self._listener.ca, content_type="application/x-pem-file")
+
+    async def enrol(self, request: web.Request) -> web.Response:
+        wanted = from_json(await _body(request), EnrolRequest, limit=MAX_ENROL_BYTES)
         async with self._gate:
             try:
                 answer = await asyncio.to_thread(self._enrol, wanted)
@@ -128,6 +144,25 @@ class _Enrolment:
                 logger.warning("an enrolment was refused: %s", request.remote)
                 return problem(403, str(error), code="token_refused", exit_code=error.exit_code)
         return web.Response(body=to_json(answer), content_type="application/json")
+
+    async def renew(self, request: web.Request) -> web.Response:
+        caller = request[CALLER]
+        wanted = from_json(await _body(request), RenewRequest, limit=MAX_ENROL_BYTES)
+        async with self._gate:
+            try:
+                answer = await asyncio.to_thread(self._renew, caller, wanted)
+            except RefusedError as error:
+                code = "certificate_refused"
+                return problem(403, str(error), code=code, exit_code=error.exit_code)
+        return web.Response(body=to_json(answer), content_type="application/json")
+
+    def _renew(self, caller: Caller, request: RenewRequest) -> RenewAnswer:
+        listener = self._listener
+        certificate = listener.registry.renew(
+            caller.device_id, caller.serial, request.csr, listener.clock()
+        )
+        logger.info("%s has a new certificate, until %s", caller.device_id, certificate.expires)
+        return RenewAnswer(certificate.pem, listener.ca)
 
     def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
         listener = self._listener
@@ -145,6 +180,14 @@ class _Enrolment:
             broker_url=listener.broker_url(),
             shards=listener.shards,
         )
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(ENROL_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
 
 
 class _Pulls:

@@ -12,6 +12,8 @@ The rules:
 4. The same request may be made again while the token lasts, and gets the same answer: an answer may
    be lost on its way. It holds nothing secret, and is of no use without the device's keys.
 5. A device with other keys needs a new token, which an operator must ask for knowingly.
+6. A renewed certificate is current at once; the one before it still holds until the new one was used
+   for the first time, for the device may never have got its answer. From then on it does not.
 """
 
 import re
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from fleet.ca import Authority
+from fleet.ca import Authority, Certificate
 from fleet.certificates import same_key, serial_of
 from skerry.enrolment import EnrolRequest, roots_digest
 from skerry.errors import (
@@ -70,6 +72,7 @@ class DeviceRecord:
     certificate_expires: datetime  # aware UTC
     inventory: Inventory
     enrolled_at: datetime  # aware UTC
+    previous_certificate: str | None = None  # PEM, until the new one was used
 
 
 class RegistryStore(Protocol):
@@ -96,6 +99,17 @@ class RegistryStore(Protocol):
 
     def enrol(self, secret_hash: str, record: DeviceRecord) -> bool:
         """Spend the claim and write the record, both or neither; False if it was spent already."""
+        ...
+
+    def renew(self, record: DeviceRecord, certificate: Certificate, previous: str) -> bool:
+        """Replace a device's certificate, and keep the one that it may still use.
+
+        False if it has another certificate than the record says, or is not accepted any more.
+        """
+        ...
+
+    def forget_previous(self, record: DeviceRecord) -> None:
+        """Forget the previous certificate, if the device still has the record's as its current."""
         ...
 
     def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
@@ -226,8 +240,11 @@ class Registry:
             inventory=request.inventory,
             enrolled_at=now,
         )
+        known = self._store.record(claim.device_id)
         if not self._store.enrol(hashed, record):  # another request was faster
             return self._repeat(claim, request)
+        if known is not None:  # another machine, or other keys, had this name
+            self._on_cut(claim.device_id)
         return Enrolled(record, again=False)
 
     def move(self, device_id: str, state: DeviceState, now: datetime) -> None:
@@ -249,14 +266,42 @@ class Registry:
         if state is not DeviceState.ACCEPTED:
             self._on_cut(device_id)
 
-    def may_connect(self, device_id: str, serial: int) -> bool:
-        """Tell whether a device may connect with the certificate of this serial number."""
+    def renew(self, device_id: str, serial: int, request: str, now: datetime) -> Certificate:
+        """Return a new certificate for a device that shows a current one.
+
+        Args:
+            device_id: as its certificate says.
+            serial: of the certificate that it shows.
+            request: a certificate request in PEM, for a new key.
+            now: aware UTC.
+
+        Raises:
+            RefusedError: the device may not connect with that certificate.
+            TrustError: the request is none, or for the key that the device has already.
+        """
         record = self._store.record(device_id)
-        return (
-            record is not None
-            and record.state is DeviceState.ACCEPTED
-            and serial_of(record.certificate) == serial
-        )
+        shown = None if record is None else _shown(record, serial)
+        if record is None or shown is None:
+            raise RefusedError(f"{device_id} may not connect with this certificate")
+        if same_key(shown, request):
+            raise TrustError("expected a certificate request for a new key", "request")
+        certificate = self._authority.issue(device_id, request, now)
+        if not self._store.renew(record, certificate, shown):
+            raise RefusedError(f"{device_id} was changed at the same moment; ask again")
+        return certificate
+
+    def may_connect(self, device_id: str, serial: int) -> bool:
+        """Tell whether a device may connect with the certificate of this serial number.
+
+        The first use of a renewed certificate ends the one before it.
+        """
+        record = self._store.record(device_id)
+        shown = None if record is None else _shown(record, serial)
+        if record is None or shown is None:
+            return False
+        if shown == record.certificate and record.previous_certificate is not None:
+            self._store.forget_previous(record)
+        return True
 
     def _repeat(self, claim: Claim, request: EnrolRequest) -> Enrolled:
         """Answer a request that was answered before; refuse any other that spends the token."""
@@ -269,6 +314,15 @@ class Registry:
         ):
             raise _refused()
         return Enrolled(record, again=True)
+
+
+def _shown(record: DeviceRecord, serial: int) -> str | None:
+    """Return the certificate of this serial number, if the device may use it."""
+    if record.state is DeviceState.ACCEPTED:
+        for certificate in (record.certificate, record.previous_certificate):
+            if certificate is not None and serial_of(certificate) == serial:
+                return certificate
+    return None
 
 
 def _refused() -> RefusedError:

@@ -47,6 +47,7 @@ from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
 from fleet.store import open_store
+from fleet.tls import device_context
 from fleet.tls_files import context_of, make_client, make_server
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
@@ -97,7 +98,7 @@ class Service:
         self.admin_token: Final = read_token(config)
         host = config.advertise_host or config.host
         self._api_url = f"http://{host}:{api_port}"
-        self._device_url = f"http://{host}:{device_port}"
+        self._device_url = f"https://{host}:{device_port}"
         now = utc_now()
         keys = load_online_keys(config.keys_dir, os.environ)
         self.catalog: Final = Catalog(config.tuf_dir / "catalog", keys, now)
@@ -347,18 +348,20 @@ async def serve(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, service.stop)
+        devices = device_app(service.device_listener)
+        context = device_context(service.tls, service.device_listener.ca)
         runners = [
-            (web.AppRunner(make_app(service), access_log=None), api_socket),
-            (web.AppRunner(device_app(service.device_listener), access_log=None), device_socket),
+            (web.AppRunner(make_app(service), access_log=None), api_socket, None),
+            (web.AppRunner(devices, access_log=None), device_socket, context),
         ]
         try:
             await service.start()
-            for runner, listening in runners:
+            for runner, listening, tls in runners:
                 await runner.setup()
-                await web.SockSite(runner, listening).start()
+                await web.SockSite(runner, listening, ssl_context=tls).start()
             await service.run(on_ready)
         finally:
-            for runner, _ in runners:
+            for runner, *_ in runners:
                 await runner.cleanup()
             await service.close()
 

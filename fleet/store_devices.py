@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Row, delete, insert, select, update
 
+from fleet.ca import Certificate
 from fleet.database import Database
 from fleet.registry import Claim, DeviceRecord
 from fleet.schema import devices, liveness, reported, tokens
@@ -79,6 +80,7 @@ class DeviceStore:
             certificate_expires=datetime.fromtimestamp(row.certificate_expires, UTC),
             inventory=from_json(row.inventory.encode(), Inventory),
             enrolled_at=datetime.fromtimestamp(row.enrolled_at, UTC),
+            previous_certificate=row.previous_certificate,
         )
 
     def preauthorize(self, claim: Claim, *, tags: Mapping[str, str], now: datetime) -> None:
@@ -144,6 +146,7 @@ class DeviceStore:
                     report_key=record.report_key,
                     certificate=record.certificate,
                     certificate_expires=record.certificate_expires.timestamp(),
+                    previous_certificate=None,
                     inventory=to_json(record.inventory).decode(),
                     hw_class="".join(filter(str.isprintable, hw_class(record.inventory)))[:128],
                     enrolled_at=at,
@@ -151,6 +154,36 @@ class DeviceStore:
             )
         self.forget_key(record.device_id)
         return True
+
+    def renew(self, record: DeviceRecord, certificate: Certificate, previous: str) -> bool:
+        """Replace a device's certificate, and keep the one that it may still use."""
+        with self._db.write() as connection:
+            changed = connection.execute(
+                update(devices)
+                .where(
+                    devices.c.device == record.device_id,
+                    devices.c.certificate == record.certificate,
+                    devices.c.state == DeviceState.ACCEPTED,
+                )
+                .values(
+                    certificate=certificate.pem,
+                    certificate_expires=certificate.expires.timestamp(),
+                    previous_certificate=previous,
+                )
+            )
+        return changed.rowcount == 1
+
+    def forget_previous(self, record: DeviceRecord) -> None:
+        """Forget the previous certificate, if the device still has the record's as its current."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(devices)
+                .where(
+                    devices.c.device == record.device_id,
+                    devices.c.certificate == record.certificate,
+                )
+                .values(previous_certificate=None)
+            )
 
     def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
         """Change a device's state if it still is `old`; tell whether it was."""

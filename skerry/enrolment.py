@@ -1,10 +1,13 @@
-"""What device and fleet say to each other once, at enrolment.
+"""What device and fleet say to each other about a device's identity.
 
-    POST {fleet_url}/enrol      EnrolRequest   ->   EnrolAnswer      both JSON, bytes as base64
+    GET  {fleet_url}/ca                            PEM, to compare with the token's fingerprint
+    POST {fleet_url}/enrol      EnrolRequest   ->  EnrolAnswer     both JSON, bytes as base64
+    POST {fleet_url}/renew      RenewRequest   ->  RenewAnswer     over TLS with the certificate
 
-The device holds the answer against its token before it keeps anything: the authority's
-fingerprint, and the digest of the two roots. Its name is the one that the token claims, whatever
-the request says.
+Nothing is trusted on first use. What ``/ca`` says is worth nothing until its fingerprint is the
+token's; only then the device speaks TLS with that authority's server, and shows the secret. It
+holds the answer against its token before it keeps anything: the authority again, and the digest of
+the two roots. Its name is the one that the token claims, whatever the request says.
 """
 
 from typing import Final
@@ -14,9 +17,23 @@ import msgspec
 from skerry.canonical import sha256
 from skerry.profile import Inventory
 
-__all__ = ["ENROL_PATH", "MAX_ENROL_BYTES", "EnrolAnswer", "EnrolRequest", "roots_digest"]
+__all__ = [
+    "CA_PATH",
+    "ENROL_PATH",
+    "MAX_CA_BYTES",
+    "MAX_ENROL_BYTES",
+    "RENEW_PATH",
+    "EnrolAnswer",
+    "EnrolRequest",
+    "RenewAnswer",
+    "RenewRequest",
+    "roots_digest",
+]
 
+CA_PATH: Final = "/ca"
 ENROL_PATH: Final = "/enrol"
+RENEW_PATH: Final = "/renew"
+MAX_CA_BYTES: Final = 8 * 1024
 MAX_ENROL_BYTES: Final = 64 * 1024  # of the request; the answer may be four times as long
 
 
@@ -36,11 +53,24 @@ class EnrolAnswer(msgspec.Struct, frozen=True):
     client_id: str  # under which the device speaks MQTT
     fleet_id: str
     certificate: str  # PEM: the device's, then the issuing authority's
-    ca: str  # PEM: the authority whose fingerprint the token carries
+    ca: str  # PEM: the authority whose fingerprint the token carries, then others to trust
     catalog_root: bytes
     director_root: bytes
-    broker_url: str  # mqtt://host:port
+    broker_url: str  # mqtts://host:port
     shards: int
+
+
+class RenewRequest(msgspec.Struct, frozen=True):
+    """What a device sends to get a new certificate for a new key."""
+
+    csr: str  # PEM; its name is ignored
+
+
+class RenewAnswer(msgspec.Struct, frozen=True):
+    """What the fleet answers: the certificate, and the authorities to trust from then on."""
+
+    certificate: str  # PEM: the device's, then the issuing authority's
+    ca: str  # PEM: all authorities to trust
 
 
 def roots_digest(catalog_root: bytes, director_root: bytes) -> str:

@@ -25,16 +25,28 @@ class _Socket(ssl.SSLSocket):
         self.settimeout(usual)
 
 
-def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
+def client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """Return a client's side of TLS 1.3.
 
     Args:
-        ca: the one authority whose servers it speaks to.
-        certificate: its own, with the chain.
-        key: of its certificate, not encrypted.
+        ca: the authorities whose servers it speaks to; None for those of the system.
+        certificate: its own, with the chain; None for none.
+        key: of its certificate, not encrypted; may be in the same file.
+
+    Raises:
+        OSError: a file is missing or damaged.
     """
-    context = ssl.create_default_context(cafile=str(ca))
+    context = ssl.create_default_context(cafile=None if ca is None else str(ca))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(str(certificate), str(key))
+    if certificate is not None and key is not None:
+        _load(context, str(certificate), str(key))
     context.sslsocket_class = _Socket
     return context
+
+
+def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError:
+        # a file that holds both is read twice, and may have been replaced between
+        context.load_cert_chain(certificate, key)

@@ -3,22 +3,23 @@
 `tests/fleet/test_device_api.py` has the same against the real fleet.
 """
 
-import datetime
 import json
+import ssl
 import stat
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from agent.certificates import make_key, read_key, signing_request, validity_of
 from agent.enroll import enroll
 from agent.identity import load_identity
-from skerry.canonical import from_json, sha256, to_json
+from fleet.ca import Authority, issuing_request, make_root, sign_issuing
+from fleet.certificates import make_ec_key
+from skerry.canonical import from_json, to_json
 from skerry.enrolment import EnrolAnswer, EnrolRequest, roots_digest
 from skerry.errors import (
     ConflictError,
@@ -34,7 +35,7 @@ from skerry.profile import Inventory
 from skerry.token import EnrolmentToken
 from tests.fakes.http_files import FileServer
 
-DAY = datetime.timedelta(days=1)
+NOTHING = timedelta()
 MESSAGE = Signer.generate()
 DIRECTOR_ROOT = json.dumps(
     {"signed": {"x-skerry-message-keys": {MESSAGE.key_id: MESSAGE.public.raw.hex()}}}
@@ -42,44 +43,34 @@ DIRECTOR_ROOT = json.dumps(
 CATALOG_ROOT = b'{"signed": {}}'
 
 
-def certificate(
-    name: str, key: ec.EllipticCurvePublicKey, issuer: str, signer: ec.EllipticCurvePrivateKey
-) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - DAY)
-        .not_valid_after(now + DAY)
-        .sign(signer, hashes.SHA256())
-    )
-
-
-def pem(made: x509.Certificate) -> str:
-    return made.public_bytes(serialization.Encoding.PEM).decode()
-
-
 class Fleet:
     """A fleet that answers every request; `twist` changes its answers."""
 
-    def __init__(self, server: FileServer) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.ca = certificate("ca", self.key.public_key(), "ca", self.key)
+    def __init__(self, folder: Path, host: str = "127.0.0.1", age: timedelta = NOTHING) -> None:
+        self.folder = folder
+        self.authority = authority("demo")
         self.requests: list[EnrolRequest] = []
         self.twist: Callable[[EnrolAnswer], EnrolAnswer] = lambda answer: answer
         self.status, self.problem = 200, b""
-        self.server = server
-        server.posted = self.answer
+        self.server = FileServer(self.context(self.authority, host, age))
+        self.server.files["/ca"] = self.authority.pem.encode()
+        self.server.posted = self.answer
+
+    def context(self, by: Authority, host: str, age: timedelta = NOTHING) -> ssl.SSLContext:
+        """Of a server whose certificate was made so long ago."""
+        made = by.server([host], datetime.now(UTC) - age)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "server.pem").write_bytes(made.key + made.chain)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "server.pem")
+        return context
 
     def token(self) -> EnrolmentToken:
         return EnrolmentToken(
             device_id="cam-1",
             secret=b"s" * 32,
             fleet_url=self.server.url,
-            ca_fingerprint=sha256(self.ca.public_bytes(serialization.Encoding.DER)),
+            ca_fingerprint=self.authority.fingerprint,
             roots_digest=roots_digest(CATALOG_ROOT, DIRECTOR_ROOT),
         )
 
@@ -89,28 +80,35 @@ class Fleet:
             return self.status, self.problem
         request = from_json(body, EnrolRequest)
         self.requests.append(request)
-        csr = x509.load_pem_x509_csr(request.csr.encode())
-        assert csr.is_signature_valid
-        public = csr.public_key()
-        assert isinstance(public, ec.EllipticCurvePublicKey)
+        made = self.authority.issue("cam-1", request.csr, datetime.now(UTC))
         answer = EnrolAnswer(
             device_id="cam-1",
             client_id="cam-1",
             fleet_id="demo",
-            certificate=pem(certificate("cam-1", public, "ca", self.key)),
-            ca=pem(self.ca),
+            certificate=made.pem,
+            ca=self.authority.pem,
             catalog_root=CATALOG_ROOT,
             director_root=DIRECTOR_ROOT,
-            broker_url="mqtt://127.0.0.1:1883",
+            broker_url="mqtts://127.0.0.1:8883",
             shards=4,
         )
         return 200, to_json(self.twist(answer))
 
 
+def authority(name: str) -> Authority:
+    """A fleet's authority, with a new root."""
+    now = datetime.now(UTC) - timedelta(days=600)
+    root_key, issuing_key = make_ec_key(), make_ec_key()
+    root = make_root(root_key, name, now)
+    issuing = sign_issuing(root_key, root, issuing_request(issuing_key, name), name, now)
+    return Authority(issuing_key, issuing, root)
+
+
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    with FileServer() as server:
-        yield Fleet(server)
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path / "fleet")
+    with fleet.server:
+        yield fleet
 
 
 def test_a_device_keeps_who_it_is(fleet: Fleet, tmp_path: Path) -> None:
@@ -169,27 +167,99 @@ def test_an_answer_that_does_not_fit_the_token_is_not_kept(
 
 
 def test_another_authority_is_refused(fleet: Fleet, tmp_path: Path) -> None:
-    other = ec.generate_private_key(ec.SECP256R1())
-    ca = pem(certificate("ca", other.public_key(), "ca", other))
+    ca = authority("demo").pem
     fleet.twist = lambda answer: msgspec.structs.replace(answer, ca=ca)
     with pytest.raises(TrustError) as caught:
         enroll(tmp_path / "identity", fleet.token(), Inventory())
     assert caught.value.code == "ca"
 
 
+def test_a_server_with_another_fingerprint_never_sees_the_secret(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    fleet.server.files["/ca"] = authority("demo").pem.encode()
+    with pytest.raises(TrustError, match="not the one that the token names") as caught:
+        enroll(tmp_path / "identity", fleet.token(), Inventory())
+    assert (caught.value.code, fleet.requests) == ("ca", [])
+
+
+def test_a_server_that_only_repeats_the_authority_never_sees_the_secret(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    with FileServer(fleet.context(authority("demo"), "127.0.0.1")) as between:
+        between.files["/ca"] = fleet.authority.pem.encode()
+        seen: list[bytes] = []
+        between.posted = lambda _, body: (seen.append(body), (200, b""))[1]
+        token = msgspec.structs.replace(fleet.token(), fleet_url=between.url)
+        with pytest.raises(TrustError, match="stand between") as caught:
+            enroll(tmp_path / "identity", token, Inventory())
+    assert (caught.value.code, seen) == ("ca", [])
+
+
+def test_a_server_of_another_name_is_refused(tmp_path: Path) -> None:
+    elsewhere = Fleet(tmp_path / "fleet", host="192.0.2.1")
+    with elsewhere.server, pytest.raises(TrustError, match="advertise_host") as caught:
+        enroll(tmp_path / "identity", elsewhere.token(), Inventory())
+    assert (caught.value.code, elsewhere.requests) == ("host_name", [])
+
+
+@pytest.mark.parametrize(
+    ("age", "code"), [(timedelta(days=-9), "not_yet_valid"), (timedelta(days=370), "expired")]
+)
+def test_a_wrong_clock_is_named(
+    tmp_path: Path, age: timedelta, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.ask.time", SimpleNamespace(time=lambda: 60.0))
+    fleet = Fleet(tmp_path / "fleet", age=age)
+    with fleet.server, pytest.raises(TrustError, match="clock says 1970-01-01 00:01") as caught:
+        enroll(tmp_path / "identity", fleet.token(), Inventory())
+    assert (caught.value.code, fleet.requests) == (code, [])
+
+
+def test_an_endless_authority_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.server.files["/ca"] = fleet.authority.pem.encode() * 100
+    with pytest.raises(FormatError, match="at most 8192 bytes"):
+        enroll(tmp_path / "identity", fleet.token(), Inventory())
+
+
+def test_an_answer_without_tls_is_not_asked_for(fleet: Fleet, tmp_path: Path) -> None:
+    url = fleet.server.url.replace("https", "http")
+    token = msgspec.structs.replace(fleet.token(), fleet_url=url)
+    with pytest.raises(RefusedError, match="https"):
+        enroll(tmp_path / "identity", token, Inventory())
+
+
+def test_key_and_certificate_lie_in_one_file(fleet: Fleet, tmp_path: Path) -> None:
+    identity = tmp_path / "identity"
+    enroll(identity, fleet.token(), Inventory())
+    ssl.create_default_context().load_cert_chain(identity / "device.pem")
+    assert validity_of(identity / "device.pem").ends > datetime.now(UTC).timestamp()
+    assert read_key(identity / "device.pem").curve.name == "secp256r1"
+    assert not (identity / "enrolling.pem").exists()
+
+
+def test_a_second_authority_to_trust_is_kept(fleet: Fleet, tmp_path: Path) -> None:
+    both = fleet.authority.pem + authority("next").pem
+    fleet.twist = lambda answer: msgspec.structs.replace(answer, ca=both)
+    enroll(tmp_path / "identity", fleet.token(), Inventory())
+    assert (tmp_path / "identity" / "ca.crt").read_text() == both
+
+
+def test_a_directory_that_cannot_be_written_spends_no_token(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "identity").write_text("in the way")
+    with pytest.raises(OSError, match="exists"):
+        enroll(tmp_path / "identity", fleet.token(), Inventory())
+    assert fleet.requests == []
+
+
 @pytest.mark.parametrize("fault", ["key", "name", "issuer"])
 def test_a_certificate_for_another_is_refused(fleet: Fleet, tmp_path: Path, fault: str) -> None:
-    other = ec.generate_private_key(ec.SECP256R1())
-
     def twist(answer: EnrolAnswer) -> EnrolAnswer:
-        (real,) = x509.load_pem_x509_certificates(answer.certificate.encode())
-        public = other.public_key() if fault == "key" else real.public_key()
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        made = certificate(
-            "cam-2" if fault == "name" else "cam-1", public, "ca",
-            other if fault == "issuer" else fleet.key,
-        )  # fmt: skip
-        return msgspec.structs.replace(answer, certificate=pem(made))
+        (request,) = fleet.requests
+        by = authority("demo") if fault == "issuer" else fleet.authority
+        csr = signing_request(make_key(), "cam-1") if fault == "key" else request.csr
+        made = by.issue("cam-2" if fault == "name" else "cam-1", csr, datetime.now(UTC))
+        return msgspec.structs.replace(answer, certificate=made.pem)
 
     fleet.twist = twist
     with pytest.raises(TrustError) as caught:
@@ -211,7 +281,7 @@ def test_a_refusal_says_why_and_what_to_do(
 
 def test_a_fleet_that_is_not_there_is_unreachable(fleet: Fleet, tmp_path: Path) -> None:
     with FileServer() as gone:
-        url = gone.url
+        url = gone.url.replace("http", "https")
     token = msgspec.structs.replace(fleet.token(), fleet_url=url)
     with pytest.raises(UnreachableError, match="check that it runs"):
         enroll(tmp_path / "identity", token, Inventory())

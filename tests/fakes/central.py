@@ -24,6 +24,7 @@ from fleet.device_api import DeviceListener, device_app
 from fleet.director import assign
 from fleet.files import make_folder
 from fleet.registry import Registry
+from fleet.tls import device_context
 from fleet.tls_files import context_of, make_client, make_server
 from skerry import topics
 from skerry.bundle import write_bundle
@@ -67,10 +68,10 @@ class Central:
         authority, now = self.trusted.authority, datetime.now(UTC)
         config = FleetConfig(data=folder / "central", fleet_id=FLEET, shards=SHARDS, broker_port=0)
         issuer = load_issuer(make_folder(config.keys_dir))
-        tls = make_server(config, authority, now)
+        self._tls = make_server(config, authority, now)
         self._files = make_client(config.tls_dir, authority, FLEET_USER, now)
         self.broker = Broker(
-            broker_settings(config, tls, issuer.public),
+            broker_settings(config, self._tls, issuer.public),
             context_of(self._files),
             lambda _pid: None,
         )
@@ -111,7 +112,8 @@ class Central:
             )
         )
         self.server = TestServer(app)
-        await self.server.start_server()
+        context = device_context(self._tls, self.trusted.authority.pem)
+        await self.server.start_server(ssl=context)
         config = LinkConfig(
             address=BrokerAddress("127.0.0.1", self.broker.settings.mqtt_port, tls=True),
             client_id="central",

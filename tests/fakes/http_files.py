@@ -1,9 +1,10 @@
-"""A small HTTP server on a free port: files by path, with Range, and with faults.
+"""A small HTTP or HTTPS server on a free port: files by path, with Range, and with faults.
 
 It needs nothing but the standard library, as the agent that is tested with it.
 """
 
 import http.server
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,12 @@ class FileServer:
 
     `break_after` cuts every answer after so many bytes; `ranges` switches Range off;
     `posted` answers POST requests and sees path and body.
+
+    Args:
+        context: for https.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.break_after: int | None = None
@@ -26,12 +30,17 @@ class FileServer:
         self.posted: Callable[[str, bytes], Answer] | None = None
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._scheme = "http" if context is None else "https"
+        if context is not None:
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return "http://{}:{}".format(*self._server.server_address[:2])
+        return "{}://{}:{}".format(self._scheme, *self._server.server_address[:2])
 
     def close(self) -> None:
         self._server.shutdown()

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 from datetime import datetime
 
+from fleet.ca import Certificate
 from fleet.registry import Claim, DeviceRecord
 from skerry.states import DeviceState
 
@@ -46,6 +47,24 @@ class MemoryRegistryStore:
             self.states[record.device_id] = record.state
             self.records[record.device_id] = record
             return True
+
+    def renew(self, record: DeviceRecord, certificate: Certificate, previous: str) -> bool:
+        with self._lock:
+            now = self.records[record.device_id]
+            accepted = self.states[record.device_id] is DeviceState.ACCEPTED
+            if now.certificate != record.certificate or not accepted:
+                return False
+            self.records[record.device_id] = dataclasses.replace(
+                now, certificate=certificate.pem, certificate_expires=certificate.expires,
+                previous_certificate=previous,
+            )  # fmt: skip
+            return True
+
+    def forget_previous(self, record: DeviceRecord) -> None:
+        with self._lock:
+            now = self.records[record.device_id]
+            if now.certificate == record.certificate:
+                self.records[record.device_id] = dataclasses.replace(now, previous_certificate=None)
 
     def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
         with self._lock:

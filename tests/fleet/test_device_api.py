@@ -1,78 +1,37 @@
-"""The device listener over a real socket: enrolment, pulls, metadata, and what it refuses."""
+"""The device listener over TLS: enrolment, pulls, metadata, and what it refuses.
+
+Who may ask at all: `tests/fleet/test_caller.py`.
+"""
 
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import ClientSession
-from aiohttp.test_utils import TestServer
 
+import agent.enroll
 import fleet.device_api
 from agent.download import Fetcher
 from agent.enroll import enroll
-from fleet.bundles import Published
-from fleet.device_api import DeviceListener, device_app
-from fleet.registry import Registry
 from skerry.bundle import MANIFEST_TYPE, parse_oci_manifest
 from skerry.enrolment import MAX_ENROL_BYTES
 from skerry.errors import RefusedError, TrustError
 from skerry.profile import Inventory
 from skerry.states import DeviceState
-from skerry.token import EnrolmentToken, parse_token
-from tests.fakes.registry_store import MemoryRegistryStore
-from tests.fakes.trusted import NOW, TrustedFleet, make_bundle, make_fleet
-
-
-@dataclass
-class Listening:
-    """A fleet's device listener that listens, with one bundle published."""
-
-    trusted: TrustedFleet
-    store: MemoryRegistryStore
-    registry: Registry
-    published: Published
-    url: str
-    http: ClientSession
-
-    def token(self, device: str = "dev-1") -> EnrolmentToken:
-        made = self.registry.preauthorize(device, tags={}, fleet_url=self.url, now=NOW)
-        return parse_token(made)
-
-    @property
-    def layer(self) -> tuple[str, bytes]:
-        return max(self.published.bundle.blobs.items(), key=lambda item: len(item[1]))
+from tests.fakes.disk import Crash
+from tests.fakes.listener import Listening, open_listener
+from tests.fakes.trusted import make_bundle
 
 
 @pytest.fixture
 async def listening(tmp_path: Path) -> AsyncIterator[Listening]:
-    trusted = make_fleet(tmp_path / "fleet")
-    published = trusted.publish(make_bundle(weights=b"w" * 1_000_000))
-    store = MemoryRegistryStore()
-    registry = Registry(
-        store, trusted.authority, lambda: (trusted.catalog.root, trusted.director.root)
-    )
-    app = device_app(
-        DeviceListener(
-            registry=registry,
-            catalog=trusted.catalog,
-            director=trusted.director,
-            blobs=trusted.blobs,
-            ca=trusted.authority.pem,
-            fleet_id="demo",
-            broker_url=lambda: "mqtt://127.0.0.1:1883",
-            shards=4,
-            clock=lambda: NOW,
-        )
-    )
-    async with TestServer(app) as server, ClientSession() as http:
-        url = str(server.make_url("")).rstrip("/")
-        yield Listening(trusted, store, registry, published, url, http)
+    async with open_listener(tmp_path, weights=b"w" * 1_000_000) as listening:
+        yield listening
 
 
 async def problem(listening: Listening, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
@@ -84,26 +43,33 @@ async def problem(listening: Listening, method: str, path: str, **kwargs: Any) -
 
 
 async def test_a_device_enrols_with_its_token(listening: Listening, tmp_path: Path) -> None:
-    token, folder = listening.token(), tmp_path / "identity"
+    token, folder = listening.token("dev-2"), tmp_path / "identity"
     record = await asyncio.to_thread(enroll, folder, token, Inventory(agent="0.1.0"))
-    assert record.device_id == "dev-1"
-    assert listening.store.states["dev-1"] is DeviceState.ACCEPTED
-    assert listening.store.records["dev-1"].inventory.agent == "0.1.0"
+    assert record.device_id == "dev-2"
+    assert listening.store.states["dev-2"] is DeviceState.ACCEPTED
+    assert listening.store.records["dev-2"].inventory.agent == "0.1.0"
     assert (folder / "catalog-root.json").read_bytes() == listening.trusted.catalog.root
 
 
 async def test_a_device_whose_answer_was_lost_asks_again(
-    listening: Listening, tmp_path: Path
+    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, folder = listening.token(), tmp_path / "identity"
-    await asyncio.to_thread(enroll, folder, token, Inventory())
-    (folder / "identity.json").unlink()
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    token, folder = listening.token("dev-2"), tmp_path / "identity"
+    save = agent.enroll.save_identity
+    monkeypatch.setattr("agent.enroll.save_identity", crash)
+    with pytest.raises(Crash):
+        await asyncio.to_thread(enroll, folder, token, Inventory())
+    assert listening.store.states["dev-2"] is DeviceState.ACCEPTED
+    monkeypatch.setattr("agent.enroll.save_identity", save)
     again = await asyncio.to_thread(enroll, folder, token, Inventory())
-    assert again.device_id == "dev-1"
+    assert again.device_id == "dev-2"
 
 
 async def test_a_spent_token_enrols_no_second_machine(listening: Listening, tmp_path: Path) -> None:
-    token = listening.token()
+    token = listening.token("dev-2")
     await asyncio.to_thread(enroll, tmp_path / "one", token, Inventory())
     with pytest.raises(RefusedError, match="unknown, spent or expired"):
         await asyncio.to_thread(enroll, tmp_path / "two", token, Inventory())
@@ -114,7 +80,7 @@ async def test_a_fleet_that_is_not_the_tokens_is_refused_by_the_device(
 ) -> None:
     zeros = "sha256:" + "00" * 32
     for n, field in enumerate(("ca_fingerprint", "roots_digest")):
-        token = msgspec.structs.replace(listening.token(f"dev-{n}"), **{field: zeros})
+        token = msgspec.structs.replace(listening.token(f"dev-2{n}"), **{field: zeros})
         with pytest.raises(TrustError):
             await asyncio.to_thread(enroll, tmp_path / "identity", token, Inventory())
         assert not (tmp_path / "identity" / "identity.json").exists()
@@ -207,7 +173,11 @@ async def test_the_agents_download_goes_on_where_it_stopped(
 ) -> None:
     digest, data = listening.layer
     (tmp_path / "layer.part").write_bytes(data[:300_000])
-    fetcher = Fetcher(listening.url, timeout_s=5)
+    files = listening.identity
+    fetcher = Fetcher(
+        listening.url, timeout_s=5, ca_file=files / "ca.crt", cert_file=files / "device.pem",
+        key_file=files / "device.pem",
+    )  # fmt: skip
     await asyncio.to_thread(
         fetcher.blob, f"/v2/reader/blobs/{digest}", tmp_path / "layer",
         digest=digest, size_bytes=len(data),
@@ -272,12 +242,14 @@ async def test_a_device_that_takes_nothing_loses_its_place(
         .file.digest
     )
     port = int(listening.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, limit=1024, ssl=listening.context
+    )
     writer.write(f"GET /v2/reader/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await writer.drain()
     await asyncio.sleep(1.0)
     taken = 0
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(ConnectionResetError, ssl.SSLError):
         while chunk := await reader.read(1 << 16):
             taken += len(chunk)
     assert taken < 20_000_000

@@ -119,8 +119,8 @@ def enrol(running: Running, device: str, folder: Path) -> TlsFiles:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (certificate,) = folder.rglob("device.crt")
-    return TlsFiles(certificate, certificate.with_name("device.pem"), certificate.parent / "ca.crt")
+    (both,) = folder.rglob("device.pem")
+    return TlsFiles(both, both, both.with_name("ca.crt"))
 
 
 def gone(pid: int) -> bool:
@@ -136,7 +136,8 @@ def test_it_serves_operators_and_devices_and_ends_on_sigterm(running: Running) -
     token = (running.data / "admin.token").read_text().strip()
     assert json.loads(get(f"{info['api_url']}/api/v1/policy", token))["version"] == 1
     assert get(f"{info['api_url']}/readyz") == b"ready\n"
-    assert b'"root"' in get(f"{info['device_url']}/tuf/catalog/metadata/1.root.json")
+    assert b'"root"' in get(f"{info['api_url']}/tuf/catalog/metadata/1.root.json", token)
+    assert info["device_url"].startswith("https://")
     code, said = running.end()
     assert (code, "Traceback" in said) == (0, False), said
     assert not (running.data / "run.json").exists()
