@@ -13,7 +13,7 @@ lost files. So a device runs a bundle only if, besides valid metadata,
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -26,12 +26,14 @@ __all__ = [
     "CatalogTarget",
     "DirectorTarget",
     "Floor",
+    "SignedTime",
     "TargetPath",
     "Verified",
     "check_assignment",
     "check_floor",
     "parse_target",
     "standing_floor",
+    "standing_times",
     "target_path",
 ]
 
@@ -78,6 +80,14 @@ class Floor(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, int] = {}  # "catalog/timestamp", "director/targets", ... -> version
     releases: dict[str, int] = {}  # slot -> release counter of what was committed
     time: float = 0.0  # Unix seconds
+    time_key: str = ""  # id of the message key that signed it
+
+
+class SignedTime(msgspec.Struct, frozen=True):
+    """It is at least this late, by a message key of the fleet."""
+
+    at: float  # Unix seconds
+    key_id: str
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -140,6 +150,15 @@ def standing_floor(floor: Mapping[str, int], seen: Mapping[str, int]) -> dict[st
         for name, version in floor.items()
         if name.endswith("/root") or not name.startswith(tuple(renewed))
     }
+
+
+def standing_times(signed: Sequence[SignedTime], keys: Collection[str]) -> list[SignedTime]:
+    """Return the times that still hold under a newer director root: its keys signed them.
+
+    Who stole a message key may have told a time so far ahead that all metadata has expired by it.
+    The holders of the root keys end that too: what a revoked key has said is void.
+    """
+    return [time for time in signed if time.key_id in keys]
 
 
 def check_assignment(

@@ -60,7 +60,7 @@ async def test_row_05_a_clock_far_ahead_stops_updates_and_heals(site: Site) -> N
     """Its own clock raises no floor: set right again, the device takes updates again."""
     release = site.publish()
     site.clock.now = FAR_AHEAD
-    assert await site.install(release) == refused("metadata_expired")
+    assert await site.install(release) == refused("root_expired")
     assert site.device.floor.time < site.now.timestamp() + 2 * 86_400
     site.clock.now = site.now.timestamp()
     assert await site.install(release) == committed()
