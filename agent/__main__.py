@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
 
     enrol = commands.add_parser("enroll", help="make this device a member of a fleet")
     enrol.add_argument("--token", required=True, help="from an operator; - reads standard input")
+    enrol.add_argument(
+        "--again", action="store_true", help="also if it has enrolled; it keeps its state"
+    )
     enrol.set_defaults(run=_enroll)
 
     run = commands.add_parser("run", help="run the agent until SIGTERM")
@@ -68,7 +71,9 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
     layout = Layout(arguments.state)
     text = sys.stdin.read() if arguments.token == FROM_STDIN else arguments.token
-    record = enroll(layout.identity, parse_token(text), take_inventory(layout.root))
+    record = enroll(
+        layout.identity, parse_token(text), take_inventory(layout.root), again=arguments.again
+    )
     _say(f"enrolled as {record.device_id} of fleet {record.fleet_id}")
     return 0
 

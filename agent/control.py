@@ -6,6 +6,7 @@ live in children. Its tasks:
 
     link       the broker connection, made again whenever it breaks
     ship       looks for new records, sends what the outbox allows
+    renewal    a new certificate in time (`agent.renewal`)
     tick       once a second: deadlines, what is overdue, what may be forgotten
     installer  one task per slot that is busy (`agent.installer`)
 
@@ -46,6 +47,7 @@ from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory
 from agent.mqtt import Link, LinkConfig, parse_broker_url
 from agent.outbox import Outbox
+from agent.renewal import Keeper
 from agent.serve_protocol import ServeConfig
 from agent.slots import Slots
 from agent.spooler import Spooler
@@ -137,6 +139,10 @@ class Control:
         self._link = Link(self._link_config(), received=self._received, connected=self._connected,
                           rng=rng)  # fmt: skip
         self._link.spread_s = self._policy.spread_s
+        self._keeper = Keeper(
+            identity, self._fleet_url, now=self._now, rng=rng,
+            renewed=lambda: self._link.reconnect("the certificate was renewed"),
+        )  # fmt: skip
         self._started = time.monotonic()
         self._health_due = self._started + config.health_s
 
@@ -149,6 +155,7 @@ class Control:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._link.run(), name="link"),
+                    group.create_task(self._keeper.run(), name="renewal"),
                     group.create_task(self._every(self._config.poll_s, self._ship), name="ship"),
                     group.create_task(self._every(TICK_S, self._tick), name="tick"),
                 ]

@@ -7,6 +7,7 @@
 3. From then on TLS is checked against exactly that authority, and the host name with it; only now
    the token's secret is shown.
 4. The answer is held against the token before anything of it is kept.
+5. A device that enrols again keeps its report key, and so whatever it has not delivered yet.
 """
 
 import ssl
@@ -24,7 +25,7 @@ from agent.certificates import (
     read_key,
     signing_request,
 )
-from agent.identity import RECORD_FILE, Record, save_identity, write_private
+from agent.identity import RECORD_FILE, Record, load_identity, save_identity, write_private
 from skerry.canonical import from_json, to_json
 from skerry.enrolment import (
     CA_PATH,
@@ -45,24 +46,34 @@ __all__ = ["enroll"]
 MAX_ANSWER_BYTES: Final = 4 * MAX_ENROL_BYTES
 
 
-def enroll(folder: Path, token: EnrolmentToken, inventory: Inventory) -> Record:
+def enroll(
+    folder: Path, token: EnrolmentToken, inventory: Inventory, *, again: bool = False
+) -> Record:
     """Enrol this device.
 
     Args:
         folder: where the identity is kept.
         token: from an operator.
         inventory: what this device is.
+        again: also if the device has an identity, which must be of the same name and fleet.
 
     Raises:
-        ConflictError: the device has an identity already.
+        ConflictError: the device has an identity already, or one of another name.
         TrustError: the fleet, or its answer, does not fit the token; or the clock is wrong.
         RefusedError: the fleet did not accept the token.
         UnreachableError: the fleet did not answer.
     """
-    if (folder / RECORD_FILE).exists():
+    known = load_identity(folder).record if (folder / RECORD_FILE).exists() else None
+    if known is not None and not again:
         raise ConflictError(
-            f"this device is enrolled already ({folder / RECORD_FILE}); "
-            "move the state directory away to enrol it anew"
+            f"this device is enrolled already ({folder / RECORD_FILE}); to enrol it as "
+            f"{known.device_id} again add --again, to make another device of it move the state "
+            "directory away"
+        )
+    if known is not None and known.device_id != token.device_id:
+        raise ConflictError(
+            f"this device is {known.device_id}, and the token is for {token.device_id}; "
+            f"ask for a token of {known.device_id}, or move the state directory away"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     signer = _report_key(folder / "report.pem")
@@ -81,6 +92,12 @@ def enroll(folder: Path, token: EnrolmentToken, inventory: Inventory) -> Record:
         raise RefusedError(f"{error}{_anew(error)}", error.code) from None
     answer = from_json(data, EnrolAnswer, limit=MAX_ANSWER_BYTES)
     check_answer(answer, token, device_key)
+    if known is not None and known.fleet_id != answer.fleet_id:
+        raise TrustError(
+            f"expected a certificate of fleet {known.fleet_id}, got one of {answer.fleet_id[:64]}; "
+            "move the state directory away to change fleets",
+            "another_fleet",
+        )
     record = save_identity(
         folder, answer, fleet_url=url, signer=signer, device_key=key_pem(device_key)
     )

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from agent.ask import tls_fault
 from agent.threads import beside
 from skerry.errors import UsageError
 from skerry.io.tls import client_context
@@ -111,6 +114,7 @@ class Link:
         self._subscribed: int | None = None
         self._reason = ""
         self._attempt = 0
+        self._wanted = False  # the break was asked for
         self.connected = False
         self.spread_s = 0.0  # the fleet asks that a return be spread over so long
 
@@ -123,18 +127,26 @@ class Link:
             held = asyncio.get_running_loop().time() - began
             if held >= STEADY_S:
                 self._attempt = 0
-            if not failing or held >= HANDSHAKE_TIMEOUT_S:
+            if self._wanted:
+                log.info("%s; connecting to the broker again", reason)
+            elif not failing or held >= HANDSHAKE_TIMEOUT_S:
                 address = self._config.address
                 log.warning(
                     "no connection to the broker at %s:%d: %s; trying again",
                     address.host, address.port, reason,
                 )  # fmt: skip
-            failing = True
+            failing, self._wanted = not self._wanted, False
             wait_s = backoff_s(self._attempt, self._config.base_s, self._config.cap_s, self._rng)
             if self._attempt == 0:
                 wait_s += self._rng.uniform(0.0, self.spread_s)
             self._attempt += 1
             await asyncio.sleep(wait_s)
+
+    def reconnect(self, reason: str) -> None:
+        """End this connection in order, and make another, spread as after any break."""
+        if self._client is not None:
+            self._wanted = True
+            self._break(reason)
 
     def proven(self) -> None:
         """The other side answers: the next break starts the jitter anew."""
@@ -166,6 +178,8 @@ class Link:
                 if not self.connected and loop.time() > deadline:
                     break
             return self._reason
+        except ssl.SSLCertVerificationError as error:
+            return str(tls_fault(error, f"{address.host}:{address.port}", time.time()))
         except (OSError, ValueError) as error:
             return str(error)
         finally:

@@ -7,14 +7,18 @@ the spool, so that it works beside a running agent, a hung one and a dead one.
 import contextlib
 import fcntl
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from agent.certificates import validity_of
 from agent.config import Layout
 from agent.device_state import doing
-from agent.identity import load_identity
+from agent.identity import Identity, load_identity
+from agent.renewal import expired_advice
 from agent.segments import boots, iter_records, segments
 from agent.state import read_state
 from skerry.canonical import from_json, to_json
@@ -71,7 +75,8 @@ def collect(layout: Layout) -> dict[str, Any]:
     Raises:
         NotFoundError: no agent was enrolled here.
     """
-    record = load_identity(layout.identity).record
+    identity = load_identity(layout.identity)
+    record = identity.record
     status = read_status(layout.status)
     state = read_state(layout.database)
     running = _runs(layout.lock)
@@ -79,6 +84,7 @@ def collect(layout: Layout) -> dict[str, Any]:
     return {
         "device_id": record.device_id,
         "fleet_id": record.fleet_id,
+        "certificate_expires": _expires(identity),
         "running": running,
         "connected": alive and status is not None and status.connected,
         "control_pid": status.control_pid if alive and status else None,
@@ -113,6 +119,7 @@ def describe(found: dict[str, Any]) -> str:
         f"  serves at  {found['http'] or '-'} (pid {found['serve_pid'] or '-'})",
         f"  desired    version {found['desired_version']}",
         f"  outbox     {found['outbox_records']} records not yet acknowledged",
+        _certificate(found["device_id"], found["certificate_expires"], time.time()),
     ]
     for name, slot in found["slots"].items():
         what = f"{slot['model']} {slot['model_version']}" if slot["model"] else "empty"
@@ -120,6 +127,21 @@ def describe(found: dict[str, Any]) -> str:
         busy = f", {slot['doing']} {slot['target']}" if slot["assignment"] else ""
         lines.append(f"  slot {name}: {what}{variant}{busy}")
     return "\n".join(lines)
+
+
+def _expires(identity: Identity) -> float | None:
+    try:
+        return validity_of(identity.device_file).ends
+    except FormatError:
+        return None
+
+
+def _certificate(device_id: str, expires: float | None, now: float) -> str:
+    if expires is None:
+        return "  certificate  cannot be read; enrol again"
+    if expires <= now:
+        return f"  certificate  {expired_advice(device_id, expires)}"
+    return f"  certificate  until {datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M UTC}"
 
 
 def _runs(lock: Path) -> bool:

@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,60 @@ async def test_a_device_takes_releases_and_loses_nothing_when_it_is_killed(
     assert await asyncio.to_thread(agent.stop) == 0, agent.log()
     status = await asyncio.to_thread(agent.status)
     assert (status["running"], status["slots"]["reader"]["model_version"]) == (False, "1.1.0")
+
+
+async def test_a_certificate_is_renewed_without_a_restart(central: Central, tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    now = datetime.now(UTC)
+    central.clock = lambda: now - timedelta(days=22)
+    token = central.token(DEVICE)
+    await asyncio.to_thread(main, ["enroll", "--state", str(agent.state), "--token", token])
+    before = (await asyncio.to_thread(agent.status))["certificate_expires"]
+    central.clock = lambda: datetime.now(UTC)
+    agent.start()
+    try:
+        later = now + timedelta(days=20)
+        await central.until(lambda: central.store.records[DEVICE].certificate_expires > later)
+        await central.until(lambda: "certificate was renewed" in agent.log())
+        status = await asyncio.to_thread(agent.status)
+        assert status["certificate_expires"] > before + 20 * 86400
+        await central.until(lambda: not central.store.records[DEVICE].previous_certificate)
+        central.desire(DEVICE, central.publish("1.0.0"), "a-1", Probation(0, 0.0))
+        await central.until(lambda: central.state("a-1") == "committed")
+        assert (await asyncio.to_thread(agent.status))["control_pid"] == status["control_pid"]
+    finally:
+        assert await asyncio.to_thread(agent.stop) == 0
+
+
+async def test_a_device_that_was_away_for_forty_days_serves_and_says_what_it_needs(
+    central: Central, tmp_path: Path
+) -> None:
+    agent = Agent(tmp_path)
+    state = ["--state", str(agent.state)]
+    now = datetime.now(UTC)
+    await asyncio.to_thread(main, ["enroll", *state, "--token", central.token(DEVICE)])
+    agent.start()
+    central.desire(DEVICE, central.publish("1.0.0"), "a-1", Probation(0, 0.0))
+    await central.until(lambda: central.state("a-1") == "committed")
+    assert await asyncio.to_thread(agent.stop) == 0
+    central.clock = lambda: now - timedelta(days=40)
+    token = central.token(DEVICE, again=True)
+    await asyncio.to_thread(main, ["enroll", *state, "--again", "--token", token])
+    central.clock = lambda: datetime.now(UTC)
+    heard = len(central.hellos)
+    agent.start()
+    try:
+        await central.until(lambda: "preauthorize cam-1 --again" in agent.log())
+        with Client(agent.url) as client:
+            answer = await asyncio.to_thread(client.predict, "reader", {"image": images(1)})
+        assert answer.model_version == "1.0.0"
+        assert len(central.hellos) == heard
+        # and back, beside the running agent
+        token = central.token(DEVICE, again=True)
+        await asyncio.to_thread(main, ["enroll", *state, "--again", "--token", token])
+        await central.until(lambda: len(central.hellos) > heard)
+    finally:
+        assert await asyncio.to_thread(agent.stop) == 0
 
 
 async def test_a_release_that_disagrees_with_its_golden_set_changes_nothing(

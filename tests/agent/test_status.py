@@ -1,6 +1,7 @@
 """A look from outside works beside a running agent, and after its death."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agent.config import Layout
@@ -10,6 +11,7 @@ from agent.status import Status, collect, describe, read_status, take_lock, writ
 from skerry.enrolment import EnrolAnswer
 from skerry.keys import Signer
 from tests.fakes.assignments import Bench, desired, want
+from tests.fakes.pki import Pki
 from tests.fakes.records import die, prediction, write, writer
 
 
@@ -60,6 +62,23 @@ def test_slots_and_what_they_are_busy_with_are_shown(tmp_path: Path) -> None:
     assert found["slots"]["reader"]["model_version"] == "1.1.0"
     assert found["slots"]["reader"]["doing"] == "verifying"
     assert "slot reader: reader 1.1.0, variant int8, verifying models/acme" in describe(found)
+
+
+def test_the_certificates_end_is_shown(tmp_path: Path) -> None:
+    layout, now = enrolled(tmp_path), datetime.now(UTC)
+    found = collect(layout)
+    assert found["certificate_expires"] is None
+    assert "cannot be read; enrol again" in describe(found)
+    pki = Pki(tmp_path / "pki")
+    for days, said in ((5, "certificate  until 20"), (-5, "preauthorize cam-1 --again")):
+        start, end = timedelta(days=-40), timedelta(days=days)
+        files = pki.client("cam-1", start=start, end=end)
+        (layout.identity / "device.pem").write_bytes(
+            files.key.read_bytes() + files.certificate.read_bytes()
+        )
+        found = collect(layout)
+        assert abs(found["certificate_expires"] - (now + end).timestamp()) < 60
+        assert said in describe(found)
 
 
 def test_process_ids_are_shown_only_while_the_lock_is_held(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class Central:
         )
         self.folder = folder
         self.answering = True
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # of who issues certificates
         self.hellos: list[Hello] = []
         self.reported: Reported | None = None
         self.reports: dict[str, AssignmentReport] = {}
@@ -108,7 +109,7 @@ class Central:
                 fleet_id=FLEET,
                 broker_url=lambda: f"mqtts://127.0.0.1:{self.broker.settings.mqtt_port}",
                 shards=SHARDS,
-                clock=lambda: datetime.now(UTC),
+                clock=lambda: self.clock(),
             )
         )
         self.server = TestServer(app)
@@ -140,9 +141,11 @@ class Central:
 
     # --- what an operator does -----------------------------------------------------------
 
-    def token(self, device: str) -> str:
+    def token(self, device: str, *, again: bool = False) -> str:
         url = str(self.server.make_url("")).rstrip("/")
-        return self.registry.preauthorize(device, tags={}, fleet_url=url, now=datetime.now(UTC))
+        return self.registry.preauthorize(
+            device, tags={}, fleet_url=url, now=self.clock(), again=again
+        )
 
     def publish(self, version: str, *, seed: int = 0) -> CatalogTarget:
         """Publish a release of a linear model."""

@@ -5,7 +5,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from aiohttp import ClientSession, TCPConnector
@@ -42,6 +42,7 @@ class Listening:
     url: str
     folder: Path
     cut: list[str]
+    listener: DeviceListener
     clock: Callable[[], datetime] = utc_now
     http: ClientSession = field(init=False)
 
@@ -57,6 +58,10 @@ class Listening:
         facts = Inventory(agent="0.1.0")
         await asyncio.to_thread(enroll, folder, self.token(device), facts)
         return folder
+
+    def answers_ca(self, pem: str) -> None:
+        """Name these authorities to devices from now on."""
+        object.__setattr__(self.listener, "ca", pem)
 
     @property
     def identity(self) -> Path:
@@ -79,8 +84,21 @@ class Listening:
 
 
 @contextlib.asynccontextmanager
-async def open_listener(folder: Path, *, weights: bytes = b"weights") -> AsyncIterator[Listening]:
-    """Open a device listener with a fleet of its own."""
+async def open_listener(
+    folder: Path,
+    *,
+    weights: bytes = b"weights",
+    age: timedelta = timedelta(),
+    fleet_id: str = "demo",
+) -> AsyncIterator[Listening]:
+    """Open a device listener with a fleet of its own.
+
+    Args:
+        folder: for everything.
+        weights: of the model in the bundle.
+        fleet_id: of the fleet.
+        age: how long ago `DEVICE` enrolled; TLS itself knows no time but the present.
+    """
     trusted = make_fleet(folder / "fleet", now=utc_now())
     published = trusted.publish(make_bundle(weights=weights), now=utc_now())
     store, cut = MemoryRegistryStore(), list[str]()
@@ -94,19 +112,21 @@ async def open_listener(folder: Path, *, weights: bytes = b"weights") -> AsyncIt
         director=trusted.director,
         blobs=trusted.blobs,
         ca=trusted.authority.pem,
-        fleet_id="demo",
+        fleet_id=fleet_id,
         broker_url=lambda: "mqtts://127.0.0.1:8883",
         shards=4,
         clock=lambda: listening.clock(),
     )
-    config = FleetConfig(data=folder / "listener", fleet_id="demo")
+    config = FleetConfig(data=folder / "listener", fleet_id=fleet_id)
     files = make_server(config, trusted.authority, utc_now())
-    listening = Listening(trusted, store, registry, published, "", folder, cut)
+    listening = Listening(trusted, store, registry, published, "", folder, cut, listener)
     server = TestServer(device_app(listener))
     await server.start_server(ssl=device_context(files, trusted.authority.pem))
     try:
         listening.url = str(server.make_url("")).rstrip("/")
+        listening.clock = lambda: utc_now() - age
         await listening.enrol(DEVICE)
+        listening.clock = utc_now
         async with ClientSession(connector=TCPConnector(ssl=listening.context)) as http:
             listening.http = http
             yield listening

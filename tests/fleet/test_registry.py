@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fleet.ca import Authority, issuing_request, make_root, sign_issuing
-from fleet.certificates import make_ec_key
+from fleet.certificates import make_ec_key, serial_of
 from fleet.registry import Registry, RegistryStore
 from fleet.store import open_store
 from skerry.enrolment import EnrolRequest, roots_digest
@@ -49,13 +49,15 @@ class Machine:
     report: Signer
     calls_itself: str = "root"
 
-    def request(self, token: EnrolmentToken) -> EnrolRequest:
+    def request_text(self) -> str:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.calls_itself)])
         csr = x509.CertificateSigningRequestBuilder().subject_name(name)
         signed = csr.sign(self.key, hashes.SHA256())
-        pem = signed.public_bytes(serialization.Encoding.PEM).decode()
+        return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+    def request(self, token: EnrolmentToken) -> EnrolRequest:
         facts = Inventory(agent="0.1.0", platform="linux-x86_64", isa=["avx2"])
-        return EnrolRequest(token.secret, pem, self.report.public.raw, facts)
+        return EnrolRequest(token.secret, self.request_text(), self.report.public.raw, facts)
 
 
 def machine() -> Machine:
@@ -260,3 +262,97 @@ def test_tags_that_no_selector_can_name_are_refused(
 ) -> None:
     with pytest.raises(UsageError):
         registry.preauthorize("dev-1", tags=tags, fleet_url=URL, now=NOW)
+
+
+def renewed(registry: Registry, asking: Machine, serial: int) -> int:
+    return serial_of(registry.renew("dev-1", serial, asking.request_text(), NOW).pem)
+
+
+def enrolled(registry: Registry) -> int:
+    record = registry.enrol(machine().request(token_for(registry)), NOW).record
+    return serial_of(record.certificate)
+
+
+def test_a_renewed_certificate_ends_the_former_one_when_it_is_first_used(
+    registry: Registry, store: RegistryStore
+) -> None:
+    first = enrolled(registry)
+    second = renewed(registry, machine(), first)
+    assert registry.may_connect("dev-1", first)
+    assert registry.may_connect("dev-1", first)
+    assert registry.may_connect("dev-1", second)
+    assert not registry.may_connect("dev-1", first)
+    assert registry.may_connect("dev-1", second)
+    record = store.record("dev-1")
+    assert record is not None
+    assert (serial_of(record.certificate), record.previous_certificate) == (second, None)
+    assert record.certificate_expires <= NOW + timedelta(days=30)
+
+
+def test_a_renewal_whose_answer_was_lost_is_made_again_with_the_former_one(
+    registry: Registry,
+) -> None:
+    first = enrolled(registry)
+    lost = renewed(registry, machine(), first)
+    second = renewed(registry, machine(), first)
+    assert not registry.may_connect("dev-1", lost)
+    assert registry.may_connect("dev-1", first)
+    assert registry.may_connect("dev-1", second)
+    assert not registry.may_connect("dev-1", first)
+    with pytest.raises(RefusedError):
+        renewed(registry, machine(), first)
+    assert registry.may_connect("dev-1", renewed(registry, machine(), second))
+
+
+def test_an_enrolment_ends_every_certificate_before_it(store: RegistryStore) -> None:
+    cut: list[str] = []
+    registry = Registry(store, AUTHORITY, lambda: ROOTS, on_cut=cut.append)
+    first = enrolled(registry)
+    second = renewed(registry, machine(), first)
+    assert cut == []
+    token = token_for(registry, again=True)
+    third = serial_of(registry.enrol(machine().request(token), NOW).record.certificate)
+    assert [registry.may_connect("dev-1", n) for n in (first, second, third)] == [
+        False,
+        False,
+        True,
+    ]
+    assert cut == ["dev-1"]
+
+
+def test_only_its_own_certificate_renews(registry: Registry) -> None:
+    first = enrolled(registry)
+    registry.enrol(machine().request(token_for(registry, "dev-2")), NOW)
+    for device, serial in (("dev-2", first), ("dev-3", first), ("dev-1", first + 1)):
+        with pytest.raises(RefusedError, match="may not connect"):
+            registry.renew(device, serial, machine().request_text(), NOW)
+    renewed(registry, machine(), first)
+
+
+@pytest.mark.parametrize("state", [DeviceState.REJECTED, DeviceState.DECOMMISSIONED])
+def test_a_device_that_was_put_out_renews_nothing(registry: Registry, state: DeviceState) -> None:
+    first = enrolled(registry)
+    second = renewed(registry, machine(), first)
+    registry.move("dev-1", state, NOW)
+    for serial in (first, second):
+        assert not registry.may_connect("dev-1", serial)
+        with pytest.raises(RefusedError, match="may not connect"):
+            renewed(registry, machine(), serial)
+
+
+def test_a_renewal_wants_a_new_key(registry: Registry) -> None:
+    asking = machine()
+    record = registry.enrol(asking.request(token_for(registry)), NOW).record
+    with pytest.raises(TrustError, match="new key"):
+        renewed(registry, asking, serial_of(record.certificate))
+
+
+def test_of_two_renewals_at_once_one_is_kept(registry: Registry, store: RegistryStore) -> None:
+    first = enrolled(registry)
+    stale = store.record("dev-1")
+    assert stale is not None
+    second = renewed(registry, machine(), first)
+    assert not store.renew(stale, AUTHORITY.issue("dev-1", machine().request_text(), NOW), "")
+    store.forget_previous(stale)  # what somebody else saw before the renewal
+    assert registry.may_connect("dev-1", first)
+    assert registry.may_connect("dev-1", second)

@@ -1,0 +1,214 @@
+"""Renewal: a new key with a new certificate at two thirds of the old one's life, without a restart.
+
+The rule, which takes time and chance as arguments (`Plan`):
+
+1. Due at two thirds of the life, and up to a thirtieth later, each device at its own time.
+2. After a failure again, later each time, at most every few hours; never given up.
+3. When it has expired, nothing here can help: an operator must preauthorize the device again. What
+   serves goes on serving, and records are kept.
+
+The act: key and request are made, the fleet answers over TLS with the old certificate, key and
+certificate are written as one file, and the new one is used once, upon which the fleet forgets the
+old one. A crash before the write leaves the old, which still holds; a crash after it the new.
+"""
+
+import asyncio
+import enum
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from agent.ask import ask
+from agent.certificates import (
+    Validity,
+    check_certificate,
+    key_pem,
+    make_key,
+    signing_request,
+    validity_of,
+)
+from agent.identity import Identity, save_certificate
+from agent.threads import beside
+from skerry.canonical import from_json, to_json
+from skerry.enrolment import RENEW_PATH, RenewAnswer, RenewRequest
+from skerry.errors import FormatError, SkerryError
+from skerry.io.tls import client_context
+
+__all__ = ["Keeper", "Need", "Plan", "expired_advice", "renew"]
+
+log = logging.getLogger(__name__)
+
+DUE_AT: Final = 2 / 3  # of a certificate's life
+SPREAD: Final = 1 / 30
+LOOK_EVERY_S: Final = 30.0
+BASE_S: Final = 60.0
+CAP_S: Final = 4 * 3600.0
+MAX_ANSWER_BYTES: Final = 64 * 1024
+USE_PATH: Final = "/v2/"
+
+
+class Need(enum.Enum):
+    """What a certificate needs."""
+
+    NOTHING = "nothing"
+    RENEWAL = "renewal"
+    PREAUTHORIZATION = "preauthorization"  # it has expired
+
+
+@dataclass(slots=True)
+class Plan:
+    """When to renew.
+
+    Attributes:
+        spread: 0 to 1, of this device: its place among all that are due on one day.
+        failures: since the last renewal.
+        again_at: not before this time, in monotonic seconds.
+    """
+
+    spread: float
+    failures: int = 0
+    again_at: float = 0.0
+
+    def need(self, validity: Validity, now: float, mono: float) -> Need:
+        """Say what a certificate needs now.
+
+        Args:
+            validity: of the certificate.
+            now: Unix seconds.
+            mono: monotonic seconds.
+        """
+        life = validity.ends - validity.starts
+        if now >= validity.ends:
+            return Need.PREAUTHORIZATION
+        if now < validity.starts + life * (DUE_AT + SPREAD * self.spread) or mono < self.again_at:
+            return Need.NOTHING
+        return Need.RENEWAL
+
+    def failed(self, mono: float, chance: float) -> None:
+        """Put the next attempt off: by half to all of a doubling time.
+
+        Args:
+            mono: monotonic seconds.
+            chance: 0 to 1.
+        """
+        wait_s = min(CAP_S, BASE_S * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        self.again_at = mono + wait_s * (0.5 + 0.5 * chance)
+
+    def renewed(self) -> None:
+        """Begin anew."""
+        self.failures, self.again_at = 0, 0.0
+
+
+def renew(identity: Identity, url: str) -> None:
+    """Get a new certificate for a new key, keep both, and use them once.
+
+    Args:
+        identity: whose certificate it is.
+        url: of the fleet's device listener.
+
+    Raises:
+        SkerryError: there is no new certificate; the old one is as it was.
+        OSError: it could not be read or written.
+    """
+    device_id, url = identity.record.device_id, url.rstrip("/")
+    key = make_key()
+    request = RenewRequest(signing_request(key, device_id))
+    data = ask(url + RENEW_PATH, _context(identity), body=to_json(request), limit=MAX_ANSWER_BYTES)
+    answer = from_json(data, RenewAnswer, limit=MAX_ANSWER_BYTES)
+    check_certificate(answer.certificate, answer.ca, key, device_id)
+    save_certificate(identity.folder, key_pem(key), answer.certificate, answer.ca)
+    try:
+        ask(url + USE_PATH, _context(identity), limit=MAX_ANSWER_BYTES)
+    except (SkerryError, OSError) as error:
+        # the next connection does as well
+        log.info("the new certificate could not be used yet: %s", error)
+
+
+def _context(identity: Identity) -> ssl.SSLContext:
+    return client_context(identity.ca_file, identity.device_file, identity.device_file)
+
+
+def expired_advice(device_id: str, ends: float) -> str:
+    """Say what to do about a certificate that has expired."""
+    return (
+        f"the certificate of {device_id} expired on {_day(ends)}; have an operator run "
+        f"`skerry devices preauthorize {device_id} --again`, then here: "
+        "skerry-agent enroll --again --token TOKEN (what serves goes on serving, records are kept)"
+    )
+
+
+class Keeper:
+    """Keeps the certificate of a running agent current.
+
+    Args:
+        identity: whose certificate it is.
+        url: of the fleet's device listener.
+        now: returns the device's time, Unix seconds.
+        renewed: called when there is a new certificate.
+        rng: for spread and back-off.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        url: str,
+        *,
+        now: Callable[[], float],
+        renewed: Callable[[], None],
+        rng: random.Random,
+    ) -> None:
+        self._identity, self._url = identity, url
+        self._now, self._renewed, self._rng = now, renewed, rng
+        self._plan = Plan(rng.random())
+        self._told: Need | None = None
+
+    async def run(self) -> None:
+        """Renew whenever it is due, until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                log.exception("unexpected error; going on")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> Need:
+        """Renew if it is due; return what was needed."""
+        try:
+            # read each time: an enrolment beside this process may have replaced it
+            validity = validity_of(self._identity.device_file)
+        except FormatError as error:
+            need, advice = Need.PREAUTHORIZATION, str(error)
+        else:
+            need = self._plan.need(validity, self._now(), time.monotonic())
+            advice = expired_advice(self._identity.record.device_id, validity.ends)
+        if need is Need.PREAUTHORIZATION and self._told is not need:
+            log.error("%s", advice)
+        self._told = need
+        if need is Need.RENEWAL:
+            await self._renew(validity)
+        return need
+
+    async def _renew(self, old: Validity) -> None:
+        try:
+            await beside(lambda: renew(self._identity, self._url), "renewal")
+        except (SkerryError, OSError) as error:
+            if self._plan.failures == 0:
+                log.warning(
+                    "the certificate, good until %s, was not renewed: %s; trying again",
+                    _day(old.ends), error,
+                )  # fmt: skip
+            self._plan.failed(time.monotonic(), self._rng.random())
+            return
+        self._plan.renewed()
+        log.info("new certificate, until %s", _day(validity_of(self._identity.device_file).ends))
+        self._renewed()
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
