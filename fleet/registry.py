@@ -97,6 +97,10 @@ class RegistryStore(Protocol):
         """Return the claim of a secret, spent or not."""
         ...
 
+    def void_claims(self, device_id: str) -> None:
+        """Forget the claims of a device."""
+        ...
+
     def enrol(self, secret_hash: str, record: DeviceRecord) -> bool:
         """Spend the claim and write the record, both or neither; False if it was spent already."""
         ...
@@ -261,6 +265,9 @@ class Registry:
         if state is DeviceState.ACCEPTED and self._store.record(device_id) is None:
             raise RefusedError(f"{device_id} has not enrolled; it is accepted when it does")
         advance(DEVICE, old, state)
+        if state is not DeviceState.ACCEPTED:
+            # whoever still has a token of it would only come back with that
+            self._store.void_claims(device_id)
         if not self._store.move(device_id, old, state, now):
             raise ConflictError(f"{device_id} was changed by somebody else; look at it again")
         if state is not DeviceState.ACCEPTED:

@@ -122,6 +122,11 @@ class DeviceStore:
         expires = datetime.fromtimestamp(row.expires_at, UTC)
         return Claim(row.device, row.secret_hash, expires, spent=row.used_at is not None)
 
+    def void_claims(self, device_id: str) -> None:
+        """Forget the claims of a device."""
+        with self._db.write() as connection:
+            connection.execute(delete(tokens).where(tokens.c.device == device_id))
+
     def enrol(self, secret_hash: str, record: DeviceRecord) -> bool:
         """Spend the claim and write the record, both or neither; False if it was spent already."""
         at = record.enrolled_at.timestamp()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientSession, TCPConnector
 from aiohttp.test_utils import TestServer
@@ -15,7 +16,7 @@ from agent.enroll import enroll
 from fleet.bundles import Published
 from fleet.config import FleetConfig
 from fleet.device_api import DeviceListener, device_app
-from fleet.registry import Registry
+from fleet.registry import Registry, RegistryStore
 from fleet.tls import device_context
 from fleet.tls_files import make_server
 from skerry.io.tls import client_context
@@ -36,7 +37,7 @@ class Listening:
     """A fleet's device listener that listens, with one bundle published; `DEVICE` has enrolled."""
 
     trusted: TrustedFleet
-    store: MemoryRegistryStore
+    store: Any  # `MemoryRegistryStore`, or a real one
     registry: Registry
     published: Published
     url: str
@@ -90,6 +91,7 @@ async def open_listener(
     weights: bytes = b"weights",
     age: timedelta = timedelta(),
     fleet_id: str = "demo",
+    store: RegistryStore | None = None,
 ) -> AsyncIterator[Listening]:
     """Open a device listener with a fleet of its own.
 
@@ -97,11 +99,12 @@ async def open_listener(
         folder: for everything.
         weights: of the model in the bundle.
         fleet_id: of the fleet.
+        store: of the registry; in memory if not given.
         age: how long ago `DEVICE` enrolled; TLS itself knows no time but the present.
     """
     trusted = make_fleet(folder / "fleet", now=utc_now())
     published = trusted.publish(make_bundle(weights=weights), now=utc_now())
-    store, cut = MemoryRegistryStore(), list[str]()
+    store, cut = store or MemoryRegistryStore(), list[str]()
     registry = Registry(
         store, trusted.authority, lambda: (trusted.catalog.root, trusted.director.root),
         on_cut=cut.append,

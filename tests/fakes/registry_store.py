@@ -38,6 +38,11 @@ class MemoryRegistryStore:
     def claim(self, secret_hash: str) -> Claim | None:
         return self.claims.get(secret_hash)
 
+    def void_claims(self, device_id: str) -> None:
+        with self._lock:
+            for key in [k for k, c in self.claims.items() if c.device_id == device_id]:
+                del self.claims[key]
+
     def enrol(self, secret_hash: str, record: DeviceRecord) -> bool:
         with self._lock:
             claim = self.claims.get(secret_hash)

@@ -239,6 +239,18 @@ def test_a_device_is_rejected_and_accepted_again(registry: Registry, store: Regi
     assert store.device_state("dev-1") is DeviceState.ACCEPTED
 
 
+@pytest.mark.parametrize("enrolled_before", [False, True])
+def test_rejecting_a_device_voids_its_token(registry: Registry, enrolled_before: bool) -> None:
+    if enrolled_before:
+        registry.enrol(machine().request(token_for(registry)), NOW)
+    token = token_for(registry, again=True)
+    registry.move("dev-1", DeviceState.REJECTED, NOW)
+    with pytest.raises(RefusedError):
+        registry.enrol(machine().request(token), NOW)
+    later = token_for(registry, again=True)  # an operator who knows
+    assert registry.enrol(machine().request(later), NOW).record.state is DeviceState.ACCEPTED
+
+
 def test_a_device_that_has_not_enrolled_is_not_accepted(registry: Registry) -> None:
     token_for(registry)
     with pytest.raises(RefusedError, match="not enrolled"):
