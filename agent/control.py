@@ -142,6 +142,7 @@ class Control:
         self._keeper = Keeper(
             identity, self._fleet_url, now=self._now, rng=rng,
             renewed=lambda: self._link.reconnect("the certificate was renewed"),
+            connected=lambda: self._link.connected,
         )  # fmt: skip
         self._started = time.monotonic()
         self._health_due = self._started + config.health_s

@@ -10,9 +10,13 @@ The rule, which takes time and chance as arguments (`Plan`):
 The act: key and request are made, the fleet answers over TLS with the old certificate, key and
 certificate are written as one file, and the new one is used once, upon which the fleet forgets the
 old one. A crash before the write leaves the old, which still holds; a crash after it the new.
+
+And back: a fleet that was restored from a backup may have forgotten the latest renewal. The former
+certificate is kept, and is taken again if the fleet refuses the new one and still knows that.
 """
 
 import asyncio
+import contextlib
 import enum
 import logging
 import random
@@ -21,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from agent.ask import ask
@@ -32,14 +37,14 @@ from agent.certificates import (
     signing_request,
     validity_of,
 )
-from agent.identity import Identity, save_certificate
+from agent.identity import Identity, save_certificate, write_private
 from agent.threads import beside
 from skerry.canonical import from_json, to_json
 from skerry.enrolment import RENEW_PATH, RenewAnswer, RenewRequest
-from skerry.errors import FormatError, SkerryError
+from skerry.errors import FormatError, RefusedError, SkerryError
 from skerry.io.tls import client_context
 
-__all__ = ["Keeper", "Need", "Plan", "expired_advice", "renew"]
+__all__ = ["Keeper", "Need", "Plan", "expired_advice", "go_back", "renew"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ BASE_S: Final = 60.0
 CAP_S: Final = 4 * 3600.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
 USE_PATH: Final = "/v2/"
+FORMER_FILE: Final = "device-former.pem"
+APART_S: Final = 300.0  # without a connection, before the certificate is suspected
 
 
 class Need(enum.Enum):
@@ -119,19 +126,53 @@ def renew(identity: Identity, url: str) -> None:
     device_id, url = identity.record.device_id, url.rstrip("/")
     key = make_key()
     request = RenewRequest(signing_request(key, device_id))
-    data = ask(url + RENEW_PATH, _context(identity), body=to_json(request), limit=MAX_ANSWER_BYTES)
+    context = _context(identity, identity.device_file)
+    data = ask(url + RENEW_PATH, context, body=to_json(request), limit=MAX_ANSWER_BYTES)
     answer = from_json(data, RenewAnswer, limit=MAX_ANSWER_BYTES)
     check_certificate(answer.certificate, answer.ca, key, device_id)
+    write_private(identity.folder / FORMER_FILE, identity.device_file.read_bytes())
     save_certificate(identity.folder, key_pem(key), answer.certificate, answer.ca)
     try:
-        ask(url + USE_PATH, _context(identity), limit=MAX_ANSWER_BYTES)
+        _is_accepted(identity, url, identity.device_file)
     except (SkerryError, OSError) as error:
         # the next connection does as well
         log.info("the new certificate could not be used yet: %s", error)
 
 
-def _context(identity: Identity) -> ssl.SSLContext:
-    return client_context(identity.ca_file, identity.device_file, identity.device_file)
+def go_back(identity: Identity, url: str) -> bool:
+    """Take the former certificate again, if the fleet refuses this one and accepts that.
+
+    Args:
+        identity: whose certificates they are.
+        url: of the fleet's device listener.
+
+    Raises:
+        SkerryError: the fleet was not to be asked.
+        OSError: a file could not be read or written.
+    """
+    former = identity.folder / FORMER_FILE
+    url = url.rstrip("/")
+    if not former.exists() or _is_accepted(identity, url, identity.device_file):
+        return False
+    if not _is_accepted(identity, url, former):
+        return False
+    write_private(identity.device_file, former.read_bytes())
+    former.unlink()
+    return True
+
+
+def _is_accepted(identity: Identity, url: str, file: Path) -> bool:
+    try:
+        ask(url + USE_PATH, _context(identity, file), limit=MAX_ANSWER_BYTES)
+    except RefusedError as error:
+        if error.code != "certificate_refused":
+            raise
+        return False
+    return True
+
+
+def _context(identity: Identity, file: Path) -> ssl.SSLContext:
+    return client_context(identity.ca_file, file, file)
 
 
 def expired_advice(device_id: str, ends: float) -> str:
@@ -150,7 +191,8 @@ class Keeper:
         identity: whose certificate it is.
         url: of the fleet's device listener.
         now: returns the device's time, Unix seconds.
-        renewed: called when there is a new certificate.
+        renewed: called when there is another certificate.
+        connected: tells whether the broker takes this one.
         rng: for spread and back-off.
     """
 
@@ -161,10 +203,12 @@ class Keeper:
         *,
         now: Callable[[], float],
         renewed: Callable[[], None],
+        connected: Callable[[], bool],
         rng: random.Random,
     ) -> None:
         self._identity, self._url = identity, url
-        self._now, self._renewed, self._rng = now, renewed, rng
+        self._now, self._renewed, self._connected, self._rng = now, renewed, connected, rng
+        self._apart_since: float | None = None
         self._plan = Plan(rng.random())
         self._told: Need | None = None
 
@@ -192,7 +236,26 @@ class Keeper:
         self._told = need
         if need is Need.RENEWAL:
             await self._renew(validity)
+        elif need is Need.NOTHING:
+            await self._suspect()
         return need
+
+    async def _suspect(self) -> None:
+        """Ask the fleet about this certificate when the broker has not taken it for long."""
+        mono = time.monotonic()
+        if self._connected():
+            self._apart_since = None
+            return
+        if self._apart_since is None:
+            self._apart_since = mono
+        if mono - self._apart_since < APART_S:
+            return
+        self._apart_since = mono
+        with contextlib.suppress(SkerryError, OSError):
+            if await beside(lambda: go_back(self._identity, self._url), "certificate"):
+                log.warning("the fleet has forgotten the latest renewal; the one before it is used")
+                self._plan.renewed()
+                self._renewed()
 
     async def _renew(self, old: Validity) -> None:
         try:

@@ -48,7 +48,7 @@ from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
 from fleet.store import open_store
 from fleet.tls import device_context
-from fleet.tls_files import context_of, make_client, make_server
+from fleet.tls_files import context_of, make_client, make_server, reached_as
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
 from skerry.errors import (
@@ -90,13 +90,14 @@ class Service:
             device_port: where the devices' listener is bound.
 
         Raises:
+            UsageError: no name by which devices reach it.
             NotFoundError: the key ceremony has not been, or a key is missing.
             TrustError: keys or metadata do not belong together.
             UnreachableError: the database or the broker's program is not there.
         """
         self.config: Final = config
         self.admin_token: Final = read_token(config)
-        host = config.advertise_host or config.host
+        host = reached_as(config)
         self._api_url = f"http://{host}:{api_port}"
         self._device_url = f"https://{host}:{device_port}"
         now = utc_now()
@@ -195,8 +196,7 @@ class Service:
     @property
     def broker_url(self) -> str:
         """Where devices find the broker."""
-        host = self.config.advertise_host or self.config.host
-        return f"mqtts://{host}:{self.broker.settings.mqtt_port}"
+        return f"mqtts://{reached_as(self.config)}:{self.broker.settings.mqtt_port}"
 
     @property
     def is_ready(self) -> bool:

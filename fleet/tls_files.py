@@ -12,9 +12,10 @@ from fleet.broker_config import TlsFiles
 from fleet.ca import Authority, Credential
 from fleet.config import FleetConfig
 from fleet.files import make_folder, write_atomic
+from skerry.errors import UsageError
 from skerry.io.tls import client_context
 
-__all__ = ["context_of", "make_client", "make_server", "server_names"]
+__all__ = ["context_of", "make_client", "make_server", "reached_as", "server_names"]
 
 CA_FILE: Final = "ca.pem"
 WILDCARDS: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
@@ -24,6 +25,21 @@ def server_names(config: FleetConfig) -> list[str]:
     """Return the names and addresses by which a fleet is reached."""
     names = [config.host, config.advertise_host, "localhost", "127.0.0.1"]
     return [*dict.fromkeys(name for name in names if name not in WILDCARDS)]
+
+
+def reached_as(config: FleetConfig) -> str:
+    """Return the name or address by which devices reach this machine.
+
+    Raises:
+        UsageError: the settings do not say; devices would refuse every certificate.
+    """
+    host = config.advertise_host or config.host
+    if host in WILDCARDS:
+        raise UsageError(
+            f"expected advertise_host in {config.file}, the name or address by which devices reach "
+            f"this machine, since host is {host!r}; they check it"
+        )
+    return host
 
 
 def make_server(

@@ -20,7 +20,7 @@ from agent.certificates import Validity, make_key, read_key, signing_request, va
 from agent.download import Fetcher
 from agent.enroll import enroll
 from agent.identity import Identity, load_identity
-from agent.renewal import DUE_AT, SPREAD, Keeper, Need, Plan, renew
+from agent.renewal import DUE_AT, SPREAD, Keeper, Need, Plan, go_back, renew
 from fleet.ca import make_root
 from fleet.certificates import make_ec_key, serial_of
 from skerry.errors import ConflictError, RefusedError, SkerryError, TrustError
@@ -95,7 +95,7 @@ def serial(listening: Listening) -> int:
 def keeper(listening: Listening, renewed: list[str]) -> Keeper:
     return Keeper(
         identity_of(listening), listening.url, now=lambda: utc_now().timestamp(),
-        renewed=lambda: renewed.append("renewed"), rng=random.Random(1),
+        renewed=lambda: renewed.append("renewed"), connected=lambda: False, rng=random.Random(1),
     )  # fmt: skip
 
 
@@ -248,6 +248,37 @@ async def test_an_answer_signed_by_nobody_known_is_not_kept(listening: Listening
     assert caught.value.code == "certificate"
     assert (listening.identity / "device.pem").read_bytes() == before
     assert await works(listening)
+
+
+async def test_a_fleet_that_has_forgotten_a_renewal_is_met_with_the_former_certificate(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = dict(listening.store.records)
+    renewed: list[str] = []
+    kept = keeper(listening, renewed)
+    assert await kept.look() is Need.RENEWAL
+    new = serial(listening)
+    monkeypatch.setattr("agent.renewal.APART_S", 0.0)
+    assert await kept.look() is Need.NOTHING
+    assert (serial(listening), renewed) == (new, ["renewed"])  # nothing is wrong with it
+    listening.store.records = backup
+    assert not await works(listening)
+    assert await kept.look() is Need.NOTHING
+    assert await works(listening)
+    assert await kept.look() is Need.RENEWAL
+    assert await works(listening)
+    assert renewed == ["renewed"] * 3
+    assert serial(listening) != new
+
+
+async def test_a_device_that_was_put_out_keeps_the_certificate_that_it_has(
+    listening: Listening,
+) -> None:
+    await asyncio.to_thread(renew, identity_of(listening), listening.url)
+    before = serial(listening)
+    listening.registry.move(DEVICE, DeviceState.REJECTED, utc_now())
+    assert not await asyncio.to_thread(go_back, identity_of(listening), listening.url)
+    assert serial(listening) == before
 
 
 # --- a device that was away too long ---------------------------------------------------------

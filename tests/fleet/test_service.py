@@ -23,7 +23,7 @@ from fleet.config import load_config
 from fleet.service import serve
 from fleet.setup import init_fleet
 from fleet.tls_files import context_of
-from skerry.errors import ConflictError, NotFoundError, UnreachableError
+from skerry.errors import ConflictError, NotFoundError, UnreachableError, UsageError
 from tests.fakes.mqtt_client import NOT_AUTHORIZED, MqttClient
 from tests.fakes.mqtt_device import until
 from tests.fakes.trusted import NOW
@@ -221,6 +221,11 @@ async def test_a_port_in_use_is_one_clear_message(ready: Path, which: str) -> No
         with pytest.raises(ConflictError, match=f"expected port {port} of 127.0.0.1 to be free"):
             await serve(load_config(ready, **ports))
     assert not (ready / "run.json").exists()
+
+
+async def test_a_fleet_that_listens_everywhere_must_say_its_name(ready: Path) -> None:
+    with pytest.raises(UsageError, match="expected advertise_host"):
+        await serve(load_config(ready, host="0.0.0.0", port=0, device_port=0, broker_port=0))
 
 
 async def test_a_missing_broker_is_one_clear_message(
