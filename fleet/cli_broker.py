@@ -92,8 +92,10 @@ def _mosquitto(config: "FleetConfig", out: Path | None, now: datetime) -> dict[s
     if out is not None:
         make_server(config, authority, now, folder)
         make_client(folder, authority, FLEET_USER, now)
-    refused = [(name, pem) for name, state, pem in _devices(config) if state != "accepted"]
-    revoked = authority.revocation_list([serial_of(pem) for _, pem in refused if pem], now)
+    refused = [(name, pems) for name, state, pems in _devices(config) if state != "accepted"]
+    revoked = authority.revocation_list(
+        [serial_of(pem) for _, pems in refused for pem in pems], now
+    )
     acl, crl = folder / "mosquitto.acl", folder / "revoked.pem"
     text = render_mosquitto(config.host, config.broker_port or 8883, tls, acl=acl, revoked=crl)
     return {
@@ -105,18 +107,22 @@ def _mosquitto(config: "FleetConfig", out: Path | None, now: datetime) -> dict[s
     }
 
 
-def _devices(config: "FleetConfig") -> list[tuple[str, str, str | None]]:
-    """Return id, state and certificate of every device."""
+def _devices(config: "FleetConfig") -> list[tuple[str, str, list[str]]]:
+    """Return id, state and certificates of every device: the current one, and one before it."""
     from sqlalchemy import select
 
     from fleet.schema import devices
     from fleet.store import open_store
 
-    query = select(devices.c.device, devices.c.state, devices.c.certificate)
+    of = devices.c
+    query = select(of.device, of.state, of.certificate, of.previous_certificate)
     store = open_store(config.db_url)
     try:
         with store.database.read() as connection:
-            rows = connection.execute(query.order_by(devices.c.device)).all()
+            rows = connection.execute(query.order_by(of.device)).all()
     finally:
         store.close()
-    return [(row.device, row.state, row.certificate) for row in rows]
+    return [
+        (row.device, row.state, [pem for pem in (row.certificate, row.previous_certificate) if pem])
+        for row in rows
+    ]

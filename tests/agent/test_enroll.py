@@ -13,7 +13,10 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+import agent.identity
 from agent.certificates import make_key, read_key, signing_request, validity_of
 from agent.enroll import enroll
 from agent.identity import load_identity
@@ -250,6 +253,38 @@ def test_a_directory_that_cannot_be_written_spends_no_token(fleet: Fleet, tmp_pa
     with pytest.raises(OSError, match="exists"):
         enroll(tmp_path / "identity", fleet.token(), Inventory())
     assert fleet.requests == []
+
+
+@pytest.mark.parametrize("file", ["report.pem", "enrolling.pem", "device.pem", "identity.json"])
+def test_a_disk_that_becomes_read_only_costs_no_token(
+    fleet: Fleet, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, write = tmp_path / "identity", agent.identity.write_private
+
+    def read_only(path: Path, data: bytes) -> None:
+        if path.name == file:
+            raise OSError(30, "Read-only file system", str(path))
+        write(path, data)
+
+    for module in ("agent.identity", "agent.enroll"):
+        monkeypatch.setattr(f"{module}.write_private", read_only)
+    with pytest.raises(OSError, match="Read-only file system"):
+        enroll(identity, fleet.token(), Inventory())
+    with pytest.raises(NotFoundError):
+        load_identity(identity)
+    for module in ("agent.identity", "agent.enroll"):
+        monkeypatch.setattr(f"{module}.write_private", write)
+    enroll(identity, fleet.token(), Inventory())
+    # the same request, for which the fleet has the same answer
+    assert len({(request.csr, request.report_key) for request in map(keys_of, fleet.requests)}) == 1
+    assert len(fleet.requests) == (1 if file in ("report.pem", "enrolling.pem") else 2)
+
+
+def keys_of(request: EnrolRequest) -> EnrolRequest:
+    """The request, with its key in place of a signature that is another each time."""
+    csr = x509.load_pem_x509_csr(request.csr.encode())
+    key = csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return msgspec.structs.replace(request, csr=key.hex())
 
 
 @pytest.mark.parametrize("fault", ["key", "name", "issuer"])

@@ -5,23 +5,33 @@ the device enrol in the past.
 """
 
 import asyncio
+import dataclasses
 import logging
 import random
+import shutil
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import agent.identity
 from agent.ask import ask
-from agent.certificates import Validity, make_key, read_key, signing_request, validity_of
+from agent.certificates import (
+    Validity,
+    key_pem,
+    make_key,
+    read_key,
+    signing_request,
+    validity_of,
+)
 from agent.download import Fetcher
 from agent.enroll import enroll
-from agent.identity import Identity, load_identity
+from agent.identity import Identity, load_identity, save_certificate
 from agent.renewal import DUE_AT, SPREAD, Keeper, Need, Plan, go_back, renew
-from fleet.ca import make_root
+from fleet.ca import Authority, issuing_request, make_root, sign_issuing
 from fleet.certificates import make_ec_key, serial_of
 from skerry.errors import ConflictError, RefusedError, SkerryError, TrustError
 from skerry.profile import Inventory
@@ -29,6 +39,7 @@ from skerry.states import DeviceState
 from skerry.token import EnrolmentToken
 from tests.fakes.disk import Crash
 from tests.fakes.listener import DEVICE, Listening, open_listener, utc_now
+from tests.fakes.registry_store import MemoryRegistryStore
 
 DAY = 86400.0
 MONTH = Validity(0.0, 30 * DAY)
@@ -279,6 +290,43 @@ async def test_a_device_that_was_put_out_keeps_the_certificate_that_it_has(
     listening.registry.move(DEVICE, DeviceState.REJECTED, utc_now())
     assert not await asyncio.to_thread(go_back, identity_of(listening), listening.url)
     assert serial(listening) == before
+
+
+def authority(*roots: tuple[ec.EllipticCurvePrivateKey, bytes]) -> Authority:
+    """An issuing authority that the first root signed; all are trusted."""
+    key = make_ec_key()
+    request = issuing_request(key, "demo")
+    issuing = sign_issuing(roots[0][0], roots[0][1], request, "demo", utc_now())
+    return Authority(key, issuing, b"".join(pem for _, pem in roots))
+
+
+async def test_an_authority_is_replaced_in_steps_and_every_device_comes_along(
+    tmp_path: Path,
+) -> None:
+    old, new = ((key, make_root(key, "demo", utc_now())) for key in (make_ec_key(), make_ec_key()))
+    store = MemoryRegistryStore()
+    async with open_listener(tmp_path / "0") as first:  # only to have an identity to begin with
+        identity = identity_of(first)
+        store.records, store.states = first.store.records, first.store.states
+        key, begin = make_key(), authority(old)
+        made = begin.issue(DEVICE, signing_request(key, DEVICE), utc_now())
+        record = store.records[DEVICE]
+        store.records[DEVICE] = dataclasses.replace(record, certificate=made.pem)
+        save_certificate(identity.folder, key_pem(key), made.pem, begin.pem)
+    late = tmp_path / "late"
+    shutil.copytree(identity.folder, late)
+    steps = ((old, new), (new, old), (new,))
+    for n, roots in enumerate(steps, 1):
+        step = authority(*roots)
+        async with open_listener(tmp_path / str(n), store=store, authority=step) as listening:
+            await asyncio.to_thread(renew, identity, listening.url)
+            assert identity.ca_file.read_text() == step.pem
+            assert store.records[DEVICE].previous_certificate is None
+            if n > 1:  # one that has slept through the first step does not know this server
+                sleeper = dataclasses.replace(identity, folder=late)
+                with pytest.raises(TrustError) as caught:
+                    await asyncio.to_thread(renew, sleeper, listening.url)
+                assert caught.value.code == "ca"
 
 
 # --- a device that was away too long ---------------------------------------------------------

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from agent.enroll import enroll
 from fleet.bundles import Published
+from fleet.ca import Authority
 from fleet.config import FleetConfig
 from fleet.device_api import DeviceListener, device_app
 from fleet.registry import Registry, RegistryStore
@@ -92,6 +93,7 @@ async def open_listener(
     age: timedelta = timedelta(),
     fleet_id: str = "demo",
     store: RegistryStore | None = None,
+    authority: Authority | None = None,
 ) -> AsyncIterator[Listening]:
     """Open a device listener with a fleet of its own.
 
@@ -100,13 +102,15 @@ async def open_listener(
         weights: of the model in the bundle.
         fleet_id: of the fleet.
         store: of the registry; in memory if not given.
+        authority: issues certificates, to devices that have enrolled before; its own if not given.
         age: how long ago `DEVICE` enrolled; TLS itself knows no time but the present.
     """
     trusted = make_fleet(folder / "fleet", now=utc_now())
     published = trusted.publish(make_bundle(weights=weights), now=utc_now())
     store, cut = store or MemoryRegistryStore(), list[str]()
+    issuer = authority or trusted.authority
     registry = Registry(
-        store, trusted.authority, lambda: (trusted.catalog.root, trusted.director.root),
+        store, issuer, lambda: (trusted.catalog.root, trusted.director.root),
         on_cut=cut.append,
     )  # fmt: skip
     listener = DeviceListener(
@@ -114,23 +118,25 @@ async def open_listener(
         catalog=trusted.catalog,
         director=trusted.director,
         blobs=trusted.blobs,
-        ca=trusted.authority.pem,
+        ca=issuer.pem,
         fleet_id=fleet_id,
         broker_url=lambda: "mqtts://127.0.0.1:8883",
         shards=4,
         clock=lambda: listening.clock(),
     )
     config = FleetConfig(data=folder / "listener", fleet_id=fleet_id)
-    files = make_server(config, trusted.authority, utc_now())
+    files = make_server(config, issuer, utc_now())
     listening = Listening(trusted, store, registry, published, "", folder, cut, listener)
     server = TestServer(device_app(listener))
-    await server.start_server(ssl=device_context(files, trusted.authority.pem))
+    await server.start_server(ssl=device_context(files, issuer.pem))
     try:
         listening.url = str(server.make_url("")).rstrip("/")
-        listening.clock = lambda: utc_now() - age
-        await listening.enrol(DEVICE)
-        listening.clock = utc_now
-        async with ClientSession(connector=TCPConnector(ssl=listening.context)) as http:
+        if authority is None:
+            listening.clock = lambda: utc_now() - age
+            await listening.enrol(DEVICE)
+            listening.clock = utc_now
+        connector = TCPConnector(ssl=listening.context) if authority is None else None
+        async with ClientSession(connector=connector) as http:
             listening.http = http
             yield listening
     finally:

@@ -167,6 +167,17 @@ async def test_no_session_is_taken_up_again(listening: Listening) -> None:
     assert found is None or not found.has_ticket
 
 
+async def test_nothing_is_downloaded_from_another_fleet(
+    listening: Listening, tmp_path: Path
+) -> None:
+    pki, device = Pki(tmp_path / "pki"), listening.identity / "device.pem"
+    fetcher = Fetcher(
+        listening.url, timeout_s=5, ca_file=pki.ca, cert_file=device, key_file=device
+    )  # fmt: skip
+    with pytest.raises(UnreachableError, match="not of this fleet's authority"):
+        await asyncio.to_thread(fetcher.small, FILE, 1 << 20)
+
+
 async def test_a_refused_download_waits_for_better_days(listening: Listening) -> None:
     device = listening.identity / "device.pem"
     fetcher = Fetcher(

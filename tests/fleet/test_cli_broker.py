@@ -81,7 +81,7 @@ def test_mosquitto_runs_on_what_is_written(data: Path, tmp_path: Path) -> None:
     try:
         context = context_of(TlsFiles(out / "_fleet.crt", out / "_fleet.key", out / "ca.pem"))
         until("mosquitto", lambda: log_in(HOST, port, context, "_fleet") == WELCOME)
-        revoke(data, (out / "_fleet.crt").read_text())  # as if a device had it
+        revoke(data, (out / "_fleet.crt").read_text())  # as if a device had it, before a renewal
         assert run("mosquitto", "--data", data, "--out", tmp_path / "again").exit_code == 0
         for name in ("revoked.pem", "mosquitto.acl"):
             (out / name).write_bytes((tmp_path / "again" / name).read_bytes())
@@ -98,7 +98,9 @@ def revoke(data: Path, certificate: str) -> None:
     with store.database.write() as connection:
         connection.execute(
             devices.insert().values(
-                device="dev-01", state="rejected", certificate=certificate, created_at=0.0
+                device="dev-01", state="rejected", created_at=0.0,
+                certificate=(data / "keys" / "issuing.crt").read_text(),
+                previous_certificate=certificate,
 
             )
         )  # fmt: skip
