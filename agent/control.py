@@ -236,6 +236,7 @@ class Control:
 
     def _take_ack(self, ack: Ack) -> None:
         self._outbox.acknowledged(ack.upto, ack.credit)
+        self._uplink.mark = ack.mark or self._uplink.mark
         state = self._machine.state
         if ack.reported > state.acked_version:
             self._handle(Acknowledged(ack.reported))

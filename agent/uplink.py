@@ -73,6 +73,7 @@ class Uplink:
         spooler: Spooler,
     ) -> None:
         self.boot: Final = secrets.token_hex(8)
+        self.mark = ""  # of the latest ack; what is said from now on repeats it
         self.refused = 0
         self._signer = signer
         self._device = device
@@ -186,6 +187,7 @@ class Uplink:
             mono=time.monotonic(),
             type=kind,
             body=body,
+            mark="" if kind == "telemetry" else self.mark,
         )
         return self._publish(topics.up(self._fleet, self._shards, self._device, kind), data, qos)
 

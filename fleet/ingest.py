@@ -9,12 +9,16 @@ The rules, in order, for every message that the broker hands over:
    ``(device, boot)``; a batch that would leave a gap is not stored at all.
 4. `reported` replaces only an older one; the path of an assignment is replayed step by
    step on the fleet's own record, and an unlisted step is refused.
-5. Answers leave after the commit, never before: a device forgets what `ack` names.
+5. Of what a device says of itself, only what is new is a sign of life; what can come only from
+   two machines with one identity is refused, and told (`fleet.voices`).
+6. Answers leave after the commit, never before: a device forgets what `ack` names.
 
 A batch that left a gap is answered too, with the cursor where it stands, so that the
 device goes back. Pure: no clock, no socket, no database; see `Store` and `Replies`.
 """
 
+import hashlib
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +26,8 @@ from typing import Final
 from fleet.ingest_ports import AssignmentRecord, Message, Replies, Run, Store, Transaction
 from fleet.intake import check_envelope, check_reported, check_result, sound_items
 from fleet.rate import Rate
+from fleet.voices import Said, Verdict, hear
+from skerry.canonical import to_msgpack
 from skerry.errors import FormatError, InvalidTransition, TrustError
 from skerry.records import Item, Skip, width
 from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, advance
@@ -54,6 +60,8 @@ __all__ = [
 
 MAX_BOOTS_IN_ACK: Final = 32
 MAX_SEQ: Final = 1 << 62
+MARK_BYTES: Final = 8
+CONTENT_BYTES: Final = 16
 
 
 @dataclass(slots=True)
@@ -64,6 +72,8 @@ class _Answers:
     reported: dict[str, int] = field(default_factory=dict)
     results: dict[str, list[str]] = field(default_factory=dict)
     hellos: dict[str, Hello] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
+    forks: dict[str, str] = field(default_factory=dict)
 
     def devices(self) -> list[str]:
         return sorted({*self.upto, *self.reported, *self.results})
@@ -81,13 +91,29 @@ class Ingest:
         shards: int,
         credit: int = 8,
         rate: Rate | None = None,
+        on_fork: Callable[[str, str], None] = lambda _device, _why: None,
+        mark: Callable[[], str] = lambda: secrets.token_hex(MARK_BYTES),
     ) -> None:
+        """Prepare ingest.
+
+        Args:
+            store: where to.
+            replies: how devices are answered.
+            fleet_id: of this fleet.
+            shards: of this fleet.
+            credit: how many batches a device may have under way.
+            rate: how much a device may say.
+            on_fork: called, after the commit, with a device of which there are two, and why.
+            mark: makes a new one, see `fleet.voices`.
+        """
         self._store = store
         self._replies = replies
         self._fleet_id = fleet_id
         self._shards = shards
         self._credit = credit
         self._rate = rate or Rate()
+        self._on_fork = on_fork
+        self._mark = mark
 
     def take(self, messages: Sequence[Message], now: float) -> None:
         """Store messages in one transaction, then answer.
@@ -119,6 +145,8 @@ class Ingest:
         topic = self._parse_topic(message.topic)
         key = self._store.report_key(topic.device)
         if key is None:
+            if self._store.is_known(topic.device):
+                raise _Refused(topic.device, "not_accepted")
             raise _Refused("", "unknown_device")
         if not self._rate.allows(topic.device, len(message.payload), now):
             raise _Refused(topic.device, "too_fast")
@@ -156,6 +184,12 @@ class Ingest:
 
         repeated = (device, "repeated")
         before = refused.get(repeated, 0)
+        verdict = Verdict.FRESH
+        if not isinstance(body, Batch):  # whose records others number
+            verdict = self._hear(tx, up, answers)
+        if verdict is Verdict.FORK:
+            refuse("forked")
+            return
         match body:
             case Batch():
                 upto = self._append(tx, up, body, refuse, now)
@@ -164,7 +198,7 @@ class Ingest:
                     tx.put_sign_of_life(up, None, now)
             case Reported():
                 answers.reported[device] = self._report(tx, device, body, refuse, now)
-                if refused.get(repeated, 0) == before:
+                if refused.get(repeated, 0) == before and verdict is Verdict.FRESH:
                     tx.put_sign_of_life(up, None, now)
             case Result():
                 if check_result(body):
@@ -172,14 +206,35 @@ class Ingest:
                     answers.results.setdefault(device, []).append(body.id)
                 else:
                     refuse("malformed_result")
+            case Hello() | Health() if verdict is Verdict.REPEATED:
+                refuse("repeated")
             case Hello():
-                tx.put_sign_of_life(up, body, now)
+                if verdict is Verdict.FRESH:
+                    tx.put_sign_of_life(up, body, now)
+                else:
+                    refuse("late")  # answered all the same, so that it can show that it is alive
                 known = tx.cursors(device, MAX_BOOTS_IN_ACK)
                 answers.upto.setdefault(device, {}).update(known)
                 answers.reported[device] = tx.reported_version(device)
                 answers.hellos[device] = body
             case Health():
-                tx.put_sign_of_life(up, body, now)
+                if verdict is Verdict.FRESH:
+                    tx.put_sign_of_life(up, body, now)
+                else:
+                    refuse("late")
+
+    def _hear(self, tx: Transaction, up: Up, answers: _Answers) -> Verdict:
+        known = tx.voice(up.dev)
+        # of what was understood, not of the bytes: a broker can pack the same thing anew
+        content = hashlib.sha256(to_msgpack(up)).digest()[:CONTENT_BYTES]
+        said = Said(up.boot, up.seq, content, up.mark, up.type == "hello")
+        voice, verdict = hear(known, said, self._mark())
+        if voice != known:
+            tx.put_voice(up.dev, voice)
+        answers.marks[up.dev] = voice.mark
+        if voice.fork:
+            answers.forks[up.dev] = voice.fork
+        return verdict
 
     def _append(
         self, tx: Transaction, up: Up, batch: Batch, refuse: Callable[..., None], now: float
@@ -235,6 +290,8 @@ class Ingest:
         return reported.version
 
     def _answer(self, answers: _Answers, now: float) -> None:
+        for device, why in answers.forks.items():
+            self._on_fork(device, why)
         for device in answers.devices():
             self._replies.ack(
                 device,
@@ -244,10 +301,12 @@ class Ingest:
                     results=answers.results.get(device, []),
                     credit=self._credit,
                     now=now,
+                    mark=answers.marks.get(device, ""),
                 ),
             )
         for device, hello in answers.hellos.items():
-            self._replies.hello(device, hello)
+            if device not in answers.forks:
+                self._replies.hello(device, hello)
 
 
 def above_cursor(batch: Batch, cursor: int, *, device: str, boot: str) -> Run | None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet.voices import Voice
 from skerry.keys import PublicKey
 from skerry.records import Context, Item
 from skerry.sketch import ColumnSpec
@@ -84,6 +85,14 @@ class Transaction(Protocol):
         """Note that the device was heard, and what a hello or health said."""
         ...
 
+    def voice(self, device: str) -> Voice:
+        """Return what was heard of a device."""
+        ...
+
+    def put_voice(self, device: str, voice: Voice) -> None:
+        """Note what was heard of a device."""
+        ...
+
     def put_result(self, device: str, result: Result, now: float) -> None:
         """Store what came of a command; a second result of the same id changes nothing."""
         ...
@@ -102,6 +111,10 @@ class Store(Protocol):
 
     def report_key(self, device: str) -> PublicKey | None:
         """Return the report key of an accepted device."""
+        ...
+
+    def is_known(self, device: str) -> bool:
+        """Tell whether there is such a device, in whatever state."""
         ...
 
     def column_specs(self, bundle: str) -> Mapping[str, ColumnSpec] | None:

@@ -27,6 +27,7 @@ __all__ = ["check_envelope", "check_reported", "check_result", "sound_items"]
 
 MAX_TEXT: Final = 128  # characters of an id, a name or a version
 MAX_PLATFORM: Final = 100  # characters; hw_class adds a flag to it
+MAX_MARK: Final = 64  # characters
 MAX_MESSAGE: Final = 4096  # characters of a text for people
 MAX_INT: Final = (1 << 63) - 1  # what both databases keep in a column
 MAX_COLUMNS: Final = 128
@@ -49,6 +50,8 @@ def check_envelope(up: Up, kind: str) -> None:
         raise FormatError(f"expected a {kind} on its topic, got a {up.type}")
     if _BOOT.fullmatch(up.boot) is None:
         raise FormatError("expected a boot of 1 to 64 letters, digits and hyphens")
+    if len(up.mark) > MAX_MARK:
+        raise FormatError(f"expected a mark of at most {MAX_MARK} characters")
     if not (0 <= up.seq <= MAX_INT and math.isfinite(up.ts) and math.isfinite(up.mono)):
         raise FormatError("expected a seq of at most 63 bits and finite times")
 

@@ -87,6 +87,13 @@ liveness = Table(  # apart from `devices`: it changes with every message
     Column("serve_restarts", BigInteger, nullable=False, server_default="0"),
 )
 
+voices = Table(
+    "voices",
+    METADATA,
+    Column("device", Id, primary_key=True),
+    Column("body", LargeBinary, nullable=False),  # fleet.voices.Voice, MessagePack
+)
+
 # --- what may run: releases and their bytes -------------------------------------
 
 releases = Table(

@@ -26,10 +26,12 @@ from fleet.schema import (
     releases,
     reported,
     steps,
+    voices,
     windows,
 )
 from fleet.store_devices import DeviceStore
 from fleet.store_releases import MAX_BASELINE_BYTES
+from fleet.voices import Voice
 from skerry.canonical import from_msgpack, to_json, to_msgpack
 from skerry.keys import PublicKey
 from skerry.manifest import Baseline
@@ -68,6 +70,10 @@ class TelemetryStore:
         """Return the report key of an accepted device."""
         return self._devices.report_key(device)
 
+    def is_known(self, device: str) -> bool:
+        """Tell whether there is such a device, in whatever state."""
+        return self._devices.device_state(device) is not None
+
     def column_specs(self, bundle: str) -> Mapping[str, ColumnSpec] | None:
         """Return how the columns of a published bundle are counted."""
         specs = self._specs.get(bundle)
@@ -94,6 +100,8 @@ class TelemetryTransaction:
         self._cursors: dict[tuple[str, str], Rows] = {}
         self._gathered: dict[str, list[Rows]] = {"predictions": [], "windows": [], "losses": []}
         self._life: dict[str, Rows] = {}
+        self._voices: dict[str, Voice] = {}
+        self._spoke: set[str] = set()  # devices of which something new was heard
         self._refused: dict[tuple[str, str], Rows] = {}
 
     def cursor(self, device: str, boot: str) -> int:
@@ -214,6 +222,21 @@ class TelemetryTransaction:
                     serve_restarts=_bounded(body.serve_restarts),
                 )
 
+    def voice(self, device: str) -> Voice:
+        """Return what was heard of a device."""
+        known = self._voices.get(device)
+        if known is None:
+            query = select(voices.c.body).where(voices.c.device == device)
+            body = self._connection.scalar(query.with_for_update())
+            known = Voice() if body is None else from_msgpack(bytes(body), Voice)
+            self._voices[device] = known
+        return known
+
+    def put_voice(self, device: str, voice: Voice) -> None:
+        """Note what was heard of a device."""
+        self._voices[device] = voice
+        self._spoke.add(device)
+
     def put_result(self, device: str, result: Result, now: float) -> None:
         """Store what came of a command; a second result of the same id changes nothing."""
         self._connection.execute(
@@ -247,6 +270,12 @@ class TelemetryTransaction:
         if moved:
             statement = upsert(self._connection, ingest_cursors, ["device", "boot"])
             self._connection.execute(statement, moved)
+        if self._spoke:
+            spoken = [
+                {"device": device, "body": to_msgpack(self._voices[device])}
+                for device in sorted(self._spoke)
+            ]
+            self._connection.execute(upsert(self._connection, voices, ["device"]), spoken)
         for row in self._life.values():  # their columns differ
             statement = upsert(self._connection, liveness, ["device"], columns=list(row))
             self._connection.execute(statement, [row])

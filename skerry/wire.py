@@ -179,6 +179,7 @@ class Up(msgspec.Struct, frozen=True, omit_defaults=True):
     type: UpType
     body: msgspec.Raw
     exp: float | None = None
+    mark: str = ""  # of the latest ack that this process has heard: said after that
 
 
 # --- downward -----------------------------------------------------------------
@@ -221,6 +222,7 @@ class Ack(msgspec.Struct, frozen=True, omit_defaults=True):
     results: list[str] = []
     credit: int = 8  # batches that may be under way; 0 is a pause
     now: float = 0.0  # the fleet's clock, Unix seconds
+    mark: str = ""  # to be repeated, see `Up.mark`
 
 
 class Cmd(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -294,11 +296,13 @@ def seal_up(
     type: UpType,
     body: UpBody,
     exp: float | None = None,
+    mark: str = "",
 ) -> bytes:
     """Return the signed bytes of one upward message."""
     raw = msgspec.Raw(to_msgpack(body))
     up = Up(
-        v=VERSION, dev=dev, boot=boot, seq=seq, ts=ts, mono=mono, type=type, body=raw, exp=exp
+        v=VERSION, dev=dev, boot=boot, seq=seq, ts=ts, mono=mono, type=type, body=raw, exp=exp,
+        mark=mark,
     )  # fmt: skip
     return _seal(signer, UP_DOMAIN, up)
 

@@ -290,7 +290,7 @@ def test_a_rejected_device_is_not_heard(
         connection.execute(schema.devices.update().values(state="rejected"))
     store.devices.forget_key("dev-01")
     ingest.take([device.predictions(1, 1)], 1001.0)
-    assert (requests(store), refused(store)) == ([], {("", "unknown_device"): 1})
+    assert (requests(store), refused(store)) == ([], {("dev-01", "not_accepted"): 1})
 
 
 @pytest.mark.parametrize(

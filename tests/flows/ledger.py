@@ -9,6 +9,7 @@ import msgspec
 from fleet.ingest import AssignmentRecord, Run
 from fleet.plan import Rollout
 from fleet.rollout import Opinion
+from fleet.voices import Voice
 from skerry.records import Prediction
 from skerry.sketch import ColumnSpec
 from skerry.states import AssignmentState
@@ -73,6 +74,7 @@ class Ledger:
         self.rollouts: dict[str, Rollout] = {}
         self.verdicts: dict[tuple[str, str], Opinion] = {}
         self.refused: dict[tuple[str, str], int] = {}
+        self.voices: dict[str, Voice] = {}
         self.before_commit: Callable[[], None] = lambda: None  # may raise Crash
         self.after_commit: Callable[[], None] = lambda: None  # may raise Crash
         self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -104,6 +106,9 @@ class Ledger:
 
     def report_key(self, device: str) -> Any:
         return self.keys.get(device)
+
+    def is_known(self, device: str) -> bool:
+        return device in self.keys
 
     def column_specs(self, bundle: str) -> Mapping[str, ColumnSpec] | None:
         return None
@@ -143,6 +148,12 @@ class Ledger:
 
     def put_sign_of_life(self, up: Up, body: Hello | Health | None, now: float) -> None:
         pass
+
+    def voice(self, device: str) -> Voice:
+        return self.voices.get(device, Voice())
+
+    def put_voice(self, device: str, voice: Voice) -> None:
+        self.put(self.voices, device, voice)
 
     def put_result(self, device: str, result: Result, now: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What is remembered of a device's certificates and of why it may not speak."""
+"""What is remembered of a device's certificates, of what it said, and of why it may not speak."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,9 @@ def upgrade() -> None:
     with op.batch_alter_table("devices", schema=None) as batch_op:
         batch_op.add_column(sa.Column("previous_certificate", sa.Text(), nullable=True))
         batch_op.add_column(sa.Column("state_reason", sa.Text(), server_default="", nullable=False))
+    op.create_table(
+        "voices",
+        sa.Column("device", sa.String(length=63), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("device", name=op.f("pk_voices")),
+    )
