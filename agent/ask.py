@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from skerry.errors import (
     ConflictError,
@@ -52,7 +52,7 @@ def ask(url: str, context: ssl.SSLContext, *, body: bytes | None = None, limit: 
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - checked above
     # a proxy of the environment has no business between a device and its fleet
     opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context), _Stay()
     )
     try:
         with opener.open(request, timeout=TIMEOUT_S) as response:
@@ -69,6 +69,13 @@ def ask(url: str, context: ssl.SSLContext, *, body: bytes | None = None, limit: 
     if len(data) > limit:
         raise FormatError(f"expected an answer of at most {limit} bytes from {url}")
     return data
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: the fleet sends nobody elsewhere with a token or a request."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Refuse."""
 
 
 def tls_fault(error: ssl.SSLCertVerificationError, url: str, now: float) -> TrustError:

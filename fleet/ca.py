@@ -122,11 +122,11 @@ class Authority:
             now: aware UTC.
 
         Raises:
-            TrustError: not a request, not signed by its key, or not a P-256 key.
+            TrustError: not a request, not signed by its key, or not a P-256 key; or the issuing
+                authority has expired.
         """
         check_id(device_id, "device id")
-        start = now - SKEW
-        expires = min(start + DEVICE_VALID, self._issuing.not_valid_after_utc)
+        start, expires = self._life(now, DEVICE_VALID)
         certificate = (
             certificate_builder(device_id, requested_key(request), start, expires)
             .issuer_name(self._issuing.subject)
@@ -149,6 +149,9 @@ class Authority:
         Args:
             names: host names and addresses by which it is reached.
             now: aware UTC.
+
+        Raises:
+            TrustError: the issuing authority has expired.
         """
         alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
         return self._own("skerry fleet", [ExtendedKeyUsageOID.SERVER_AUTH], alternatives, now)
@@ -159,6 +162,9 @@ class Authority:
         Args:
             common_name: what no device can be called.
             now: aware UTC.
+
+        Raises:
+            TrustError: the issuing authority has expired.
         """
         if is_id(common_name):
             raise ValueError(f"{common_name} could be a device")
@@ -183,6 +189,17 @@ class Authority:
             builder = builder.add_revoked_certificate(revoked.build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
+    def _life(self, now: datetime, valid: timedelta) -> tuple[datetime, datetime]:
+        ends = self._issuing.not_valid_after_utc
+        if ends <= now:
+            raise TrustError(
+                f"the issuing authority expired on {ends:%Y-%m-%d}; sign a new one with the key of "
+                "the root authority, and check this machine's clock",
+                "authority_expired",
+            )
+        start = now - SKEW
+        return start, min(start + valid, ends)
+
     def _own(
         self,
         common_name: str,
@@ -190,8 +207,8 @@ class Authority:
         alternatives: x509.SubjectAlternativeName | None,
         now: datetime,
     ) -> Credential:
-        key, start = make_ec_key(), now - SKEW
-        expires = min(start + OWN_VALID, self._issuing.not_valid_after_utc)
+        key = make_ec_key()
+        start, expires = self._life(now, OWN_VALID)
         builder = (
             certificate_builder(common_name, key.public_key(), start, expires)
             .issuer_name(self._issuing.subject)

@@ -225,6 +225,15 @@ def test_an_endless_authority_is_refused(fleet: Fleet, tmp_path: Path) -> None:
         enroll(tmp_path / "identity", fleet.token(), Inventory())
 
 
+def test_nobody_is_sent_elsewhere_with_a_token(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.status = 302
+    with FileServer(fleet.context(fleet.authority, "127.0.0.1")) as elsewhere:
+        fleet.server.headers = {"Location": f"{elsewhere.url}/enrol"}
+        with pytest.raises(RefusedError, match="HTTP 302"):
+            enroll(tmp_path / "identity", fleet.token(), Inventory())
+    assert elsewhere.requests == []
+
+
 def test_an_answer_without_tls_is_not_asked_for(fleet: Fleet, tmp_path: Path) -> None:
     url = fleet.server.url.replace("https", "http")
     token = msgspec.structs.replace(fleet.token(), fleet_url=url)

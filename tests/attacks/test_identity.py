@@ -6,10 +6,8 @@ enrolment. The device `DEVICE` has enrolled, and is accepted at the end of each 
 """
 
 import asyncio
-import dataclasses
 import secrets
-import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,16 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from agent.ask import ask
 from agent.certificates import key_pem, read_key
 from agent.enroll import enroll
-from agent.identity import load_identity
-from agent.renewal import renew
 from fleet.ca import DEVICE_VALID
-from fleet.certificates import certificate_builder, make_ec_key, serial_of, subject_of
-from fleet.store import open_store
+from fleet.certificates import certificate_builder, make_ec_key, subject_of
 from skerry.canonical import from_json, to_json
 from skerry.enrolment import (
     ENROL_PATH,
@@ -38,19 +32,28 @@ from skerry.enrolment import (
     RenewAnswer,
     RenewRequest,
 )
-from skerry.errors import RefusedError, TrustError, UnreachableError, UsageError
+from skerry.errors import RefusedError, TrustError, UsageError
 from skerry.ids import check_id
-from skerry.keys import Signer
 from skerry.profile import Inventory
 from skerry.states import DeviceState
-from skerry.token import EnrolmentToken
-from tests.fakes.listener import DEVICE, Listening, open_listener, utc_now
-from tests.fakes.pki import SERVER, Pki
+from tests.attacks.identity import (
+    LIMIT,
+    OK,
+    THIEF,
+    VICTIM,
+    anybody,
+    asked,
+    forged,
+    issued,
+    refused_by_tls,
+    request_of,
+    signed,
+)
+from tests.fakes.listener import DEVICE, Listening, utc_now
+from tests.fakes.pki import SERVER
 
-VICTIM, THIEF = "cam-1", "cam-2"
-FILE = "/tuf/catalog/metadata/1.root.json"
-LIMIT = 1 << 20
-OK = ""
+# of the library that makes them here: the attacker's own affair
+pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
 BAD_NAMES = {
     "level": "cam/1",
     "one level of any name": "+",
@@ -66,83 +69,6 @@ BAD_NAMES = {
     "the fleet itself": "_fleet",
     "nothing": "",
 }
-# of the library that makes them here: the attacker's own affair
-pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be:UserWarning")
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-
-
-@pytest.fixture
-async def listening(tmp_path: Path) -> AsyncIterator[Listening]:
-    database = open_store(f"sqlite:///{tmp_path / 'fleet.db'}")
-    try:
-        async with open_listener(tmp_path, store=database.devices) as listening:
-            yield listening
-            assert await asked(listening, listening.context) == OK
-    finally:
-        database.close()
-
-
-async def asked(
-    listening: Listening, context: ssl.SSLContext, path: str = FILE, body: object = None
-) -> str:
-    """Ask the listener, and return the code with which it refuses."""
-    data = None if body is None else to_json(body)
-    try:
-        await asyncio.to_thread(ask, listening.url + path, context, body=data, limit=LIMIT)
-    except RefusedError as error:
-        return error.code
-    return OK
-
-
-def anybody(listening: Listening) -> ssl.SSLContext:
-    """Without a certificate."""
-    return ssl.create_default_context(cafile=str(listening.identity / "ca.crt"))
-
-
-def request_of(
-    token: EnrolmentToken, *, name: str = VICTIM, key: Key | None = None, csr: str = ""
-) -> EnrolRequest:
-    return EnrolRequest(token.secret, csr or signed(name, key), Signer.generate().public.raw)
-
-
-def signed(name: str, key: Key | None = None, *, wishes: bool = False) -> str:
-    """A certificate request; it may wish to be an authority, and a server."""
-    attribute = x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False)
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([attribute]))
-    if wishes:
-        authority = x509.BasicConstraints(ca=True, path_length=3)
-        builder = builder.add_extension(authority, critical=True)
-        names = x509.SubjectAlternativeName([x509.DNSName("fleet.example")])
-        builder = builder.add_extension(names, critical=False)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([SERVER]), critical=False)
-    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    made = builder.sign(key or make_ec_key(), algorithm)
-    return made.public_bytes(Encoding.PEM).decode()
-
-
-def forged(csr: str) -> str:
-    """Another's request: one bit of its signature is another."""
-    der = bytearray(x509.load_pem_x509_csr(csr.encode()).public_bytes(Encoding.DER))
-    der[-1] ^= 1
-    return x509.load_der_x509_csr(bytes(der)).public_bytes(Encoding.PEM).decode()
-
-
-def issued(listening: Listening, common_name: str, folder: Path) -> ssl.SSLContext:
-    """A certificate that our own authority signed, and never would have."""
-    keys, key, now = listening.trusted.keys, make_ec_key(), utc_now()
-    issuing = (listening.trusted.data / "keys" / "issuing.crt").read_bytes()
-    attribute = x509.NameAttribute(NameOID.COMMON_NAME, common_name, _validate=False)
-    made = (
-        certificate_builder("x", key.public_key(), now - DEVICE_VALID / 2, now + DEVICE_VALID / 2)
-        .issuer_name(x509.load_pem_x509_certificate(issuing).subject)
-    )  # fmt: skip
-    made._subject_name = x509.Name([attribute])
-    certificate = made.sign(keys.issuing, hashes.SHA256()).public_bytes(Encoding.PEM)
-    file = folder / f"{secrets.token_hex(4)}.pem"
-    file.write_bytes(key_pem(key) + certificate + issuing)
-    context = anybody(listening)
-    context.load_cert_chain(file)
-    return context
 
 
 # --- 35: tokens and requests ------------------------------------------------------------------
@@ -334,86 +260,3 @@ async def test_row_36_plain_name_that_the_registry_never_gave(
     await listening.enrol(VICTIM)
     for name in (VICTIM, DEVICE, "cam-3"):
         assert await asked(listening, issued(listening, name, tmp_path)) == "certificate_refused"
-
-
-# --- 32: certificates on the device listener ----------------------------------------------------
-
-
-async def refused_by_tls(listening: Listening, context: ssl.SSLContext) -> None:
-    """The connection ends before anything is answered, not even a refusal."""
-    with pytest.raises(UnreachableError):
-        await asyncio.to_thread(ask, listening.url + FILE, context, limit=LIMIT)
-
-
-async def test_row_32_listener_without_a_certificate(listening: Listening) -> None:
-    for path in (FILE, "/v2/", RENEW_PATH, "/anything"):
-        assert await asked(listening, anybody(listening), path) == "certificate_missing"
-    assert await asked(listening, anybody(listening), "/ca") == OK
-
-
-async def test_row_32_listener_with_a_certificate_of_another_fleet(
-    listening: Listening, tmp_path: Path
-) -> None:
-    async with open_listener(tmp_path / "other") as other:
-        assert load_identity(other.identity).record.device_id == DEVICE
-        file = other.identity / "device.pem"
-        context = anybody(listening)
-        context.load_cert_chain(file)
-        await refused_by_tls(listening, context)
-        assert await asked(other, other.context) == OK
-
-
-@pytest.mark.parametrize("fault", ["expired", "wrong purpose"])
-async def test_row_32_listener_with_a_wrong_certificate(
-    listening: Listening, tmp_path: Path, fault: str
-) -> None:
-    made = Pki(tmp_path / "pki")
-    made._key, made.issuing = listening.trusted.keys.issuing, x509.load_pem_x509_certificate(
-        (listening.trusted.data / "keys" / "issuing.crt").read_bytes()
-    )  # fmt: skip
-    made._name = made.issuing.subject
-    week, good = timedelta(days=7), made.client(DEVICE, file="good")
-    bad = (
-        made.client(DEVICE, file="bad", start=-2 * week, end=-week)
-        if fault == "expired"
-        else made.client(DEVICE, file="bad", usage=SERVER)
-    )
-    context = anybody(listening)
-    context.load_cert_chain(bad.certificate, bad.key)
-    await refused_by_tls(listening, context)
-    # made in the same way, and right: it comes as far as the registry
-    context = anybody(listening)
-    context.load_cert_chain(good.certificate, good.key)
-    assert await asked(listening, context) == "certificate_refused"
-
-
-async def test_row_32_listener_with_a_certificate_that_was_renewed_away(
-    listening: Listening, tmp_path: Path
-) -> None:
-    """A copy of key and certificate is good until the next renewal, whoever of the two renews."""
-    stolen = tmp_path / "stolen"
-    stolen.mkdir()
-    for name in ("device.pem", "ca.crt"):
-        (stolen / name).write_bytes((listening.identity / name).read_bytes())
-    assert await asked(listening, listening.shows(stolen)) == OK
-    await asyncio.to_thread(renew, load_identity(listening.identity), listening.url)
-    assert await asked(listening, listening.shows(stolen)) == "certificate_refused"
-    thief = dataclasses.replace(load_identity(listening.identity), folder=stolen)
-    with pytest.raises(RefusedError) as refused:
-        await asyncio.to_thread(renew, thief, listening.url)
-    assert refused.value.code == "certificate_refused"
-
-
-@pytest.mark.parametrize("state", [DeviceState.REJECTED, DeviceState.DECOMMISSIONED])
-async def test_row_32_listener_with_a_revoked_certificate(
-    listening: Listening, state: DeviceState
-) -> None:
-    context = listening.shows(await listening.enrol(VICTIM))
-    assert await asked(listening, context) == OK
-    serial = serial_of((listening.folder / VICTIM / "device.pem").read_text())
-    listening.registry.move(VICTIM, state, utc_now())
-    assert await asked(listening, context) == "certificate_refused"
-    assert await asked(listening, context, RENEW_PATH, RenewRequest(signed(VICTIM))) == (
-        "certificate_refused"
-    )
-    assert not listening.registry.may_connect(VICTIM, serial)

@@ -27,6 +27,7 @@ class FileServer:
         self.requests: list[tuple[str, str | None]] = []
         self.break_after: int | None = None
         self.ranges = True
+        self.headers: dict[str, str] = {}  # of every answer
         self.posted: Callable[[str, bytes], Answer] | None = None
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -76,6 +77,8 @@ class FileServer:
             def answer(self, status: int, data: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                for name, value in files.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 cut = files.break_after
                 self.wfile.write(data if cut is None else data[:cut])

@@ -137,3 +137,29 @@ def test_a_request_of_the_same_key_is_recognised() -> None:
     certificate = AUTHORITY.issue("dev-1", request(key), NOW).pem
     assert same_key(certificate, request(key))
     assert not same_key(certificate, request())
+
+
+def test_an_authority_that_has_expired_issues_nothing() -> None:
+    end = x509.load_pem_x509_certificate(ISSUING).not_valid_after_utc
+    before = end - timedelta(days=3)
+    assert AUTHORITY.issue("dev-1", request(), before).expires == end
+    assert AUTHORITY.server(["localhost"], before).expires == end
+    for issue in (
+        lambda: AUTHORITY.issue("dev-1", request(), end),
+        lambda: AUTHORITY.server(["localhost"], end),
+        lambda: AUTHORITY.service("_fleet", end),
+    ):
+        with pytest.raises(TrustError, match="expired on 20") as caught:
+            issue()
+        assert caught.value.code == "authority_expired"
+
+
+def test_several_roots_are_named_and_the_first_counts() -> None:
+    other = make_root(make_ec_key(), "next", NOW)
+    both = Authority(ISSUING_KEY, ISSUING, ROOT + other)
+    assert both.pem.encode() == ROOT + other
+    assert both.fingerprint == AUTHORITY.fingerprint
+    with pytest.raises(TrustError, match="root signed"):
+        Authority(ISSUING_KEY, ISSUING, other + ROOT)
+    with pytest.raises(TrustError, match="root authority"):
+        Authority(ISSUING_KEY, ISSUING, b"")
