@@ -33,6 +33,7 @@ class AgentConfig:
     reconnect_cap_s: float = 300.0
     keepalive_s: int = 60
     health_s: float = 30.0
+    news_s: float = 900.0  # the fleet is asked for news of the catalog so often
     threads: int = 1  # of onnxruntime, per operator
     segment_bytes: int = 1 << 20
     spool_max_bytes: int = 256 << 20
@@ -55,7 +56,7 @@ class AgentConfig:
                 f"expected batch_max_bytes of 4096 to 96000, got {self.batch_max_bytes}"
             )
         for name in ("poll_s", "resend_s", "reconnect_base_s", "reconnect_cap_s", "keepalive_s",
-                     "health_s", "threads", "start_timeout_s", "drain_s", "smoke_timeout_s",
+                     "health_s", "news_s", "threads", "start_timeout_s", "drain_s", "smoke_timeout_s",
                      "verify_timeout_s", "download_timeout_s", "download_max_bytes"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")

@@ -8,6 +8,7 @@ live in children. Its tasks:
     ship       looks for new records, sends what the outbox allows
     renewal    a new certificate in time (`agent.renewal`)
     tick       once a second: deadlines, what is overdue, what may be forgotten
+    trust      keeps metadata fresh (`agent.trust`)
     installer  one task per slot that is busy (`agent.installer`)
 
 Killed at any time it loses nothing: what serve answered is in the spool, what the update
@@ -28,19 +29,16 @@ from typing import Final
 import msgspec
 
 from agent.bundle_files import BundleFiles
-from agent.clock import device_time
 from agent.config import AgentConfig, Layout
 from agent.device_state import Host, State, reported
 from agent.facts import (
     Acknowledged,
     DesiredArrived,
     Event,
-    FleetTimeHeard,
     ProbationObserved,
     ServeCrashed,
     ServeUnable,
     Ticked,
-    Verify,
 )
 from agent.identity import Identity
 from agent.installer import Installer
@@ -54,13 +52,11 @@ from agent.spooler import Spooler
 from agent.state import Database
 from agent.status import Status, read_status, write_status
 from agent.supervisor import Supervisor
+from agent.trust import Trust
 from agent.update import Machine
 from agent.uplink import Uplink
-from agent.verify import VerifyAnswer, VerifyRequest, verify
 from skerry import topics
 from skerry.canonical import to_json
-from skerry.errors import UnreachableError
-from skerry.keys import PublicKey
 from skerry.profile import hw_class
 from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result
 
@@ -95,7 +91,7 @@ class Control:
     ) -> None:
         host, port = listener.getsockname()[:2]
         self.http: Final = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        rng = random.Random()
+        rng = self._rng = random.Random()
         record = identity.record
         self._layout, self._config, self._identity = layout, config, identity
         self._database = database
@@ -103,9 +99,13 @@ class Control:
         self._fleet_url = (config.fleet_url or record.fleet_url).rstrip("/")
         self._inventory = take_inventory(layout.root)
         self._policy = database.get("policy", Policy) or NO_POLICY
-        raw = database.get("message_keys", dict[str, bytes])
-        self._keys = {id: PublicKey(key) for id, key in raw.items()} if raw else (
-            identity.message_keys())  # fmt: skip
+        self._trust = Trust(
+            layout, config, identity, database,
+            fleet_url=self._fleet_url,
+            state=lambda: self._machine.state,
+            handle=self._handle,
+            keys_changed=self._say_hello,
+        )  # fmt: skip
         self._status: Status | None = read_status(layout.status)
         self._outbox = Outbox(self._status.acked if self._status else None,
                               resend_s=config.resend_s)  # fmt: skip
@@ -124,7 +124,7 @@ class Control:
                 inventory=self._inventory,
             ),
             self._supervisor,
-            verifier=self._verify,
+            verifier=self._trust.verify,
             state=lambda: self._machine.state,
             handle=self._handle,
             report=self._report,
@@ -140,7 +140,7 @@ class Control:
                           rng=rng)  # fmt: skip
         self._link.spread_s = self._policy.spread_s
         self._keeper = Keeper(
-            identity, self._fleet_url, now=self._now, rng=rng,
+            identity, self._fleet_url, now=self._trust.now, rng=rng,
             renewed=lambda: self._link.reconnect("the certificate was renewed"),
             connected=lambda: self._link.connected,
         )  # fmt: skip
@@ -159,6 +159,7 @@ class Control:
                     group.create_task(self._keeper.run(), name="renewal"),
                     group.create_task(self._every(self._config.poll_s, self._ship), name="ship"),
                     group.create_task(self._every(TICK_S, self._tick), name="tick"),
+                    group.create_task(self._trust.run(self._rng), name="trust"),
                 ]
                 await stop.wait()
                 log.info("stopping")
@@ -195,6 +196,8 @@ class Control:
         if self._link.connected:
             if state.reported_version > state.acked_version:
                 self._uplink.reported_again(self._reported, now)
+            if self._trust.clock.due():
+                self._say_hello()
             if now >= self._health_due:
                 self._health_due = now + self._config.health_s
                 self._uplink.health(self._health(now))
@@ -207,28 +210,27 @@ class Control:
         state = self._machine.state
         self._outbox.connected()
         self._say_presence(online=True)
-        self._uplink.hello(
-            agent=self._inventory.agent,
-            desired=state.desired_version,
-            reported=state.reported_version,
-            os_boot=os_boot_id(),
-        )
+        self._say_hello()
         if state.reported_version > state.acked_version:
             self._report()
         for result in self._database.results():
             self._uplink.result(result)
 
     def _received(self, _topic: str, payload: bytes) -> None:
-        opened = self._uplink.open(payload, self._keys, self._now())
+        opened = self._uplink.open(payload, self._trust.keys, self._trust.now())
         if opened is None:
+            if self._uplink.refusal == "unknown_key":
+                self._trust.doubt()
             return
         self._link.proven()
         down, body = opened
         match body:
             case Ack():
                 self._take_ack(body)
+                self._trust.heard(body, payload)
             case Desired():
                 self._handle(DesiredArrived(down.version, body))
+                self._trust.wake()
             case Policy():
                 self._take_policy(body)
             case Cmd():
@@ -242,8 +244,6 @@ class Control:
             self._handle(Acknowledged(ack.reported))
         if ack.results:
             self._database.acknowledge(ack.results)
-        if ack.now > state.floor.time:
-            self._handle(FleetTimeHeard(ack.now))
 
     def _take_policy(self, policy: Policy) -> None:
         if policy.version <= self._policy.version:
@@ -272,40 +272,12 @@ class Control:
     def _handle(self, event: Event) -> None:
         """Take an event in; if the state cannot be saved, again a little later."""
         try:
-            self._machine.handle(event, self._now())
+            self._machine.handle(event, self._trust.now())
         except (sqlite3.Error, OSError) as error:
             log.warning("cannot save the state: %s; trying again", error)
             # these two come again by themselves
             if not isinstance(event, Ticked | ProbationObserved):
                 asyncio.get_running_loop().call_later(AGAIN_S, self._handle, event)
-
-    async def _verify(self, effect: Verify) -> VerifyAnswer:
-        request = VerifyRequest(
-            target=effect.want.target,
-            director=effect.director,
-            catalog_url=f"{self._fleet_url}/tuf/catalog/metadata",
-            catalog_root=self._identity.catalog_root,
-            director_root=self._identity.director_root,
-            directory=str(self._layout.tuf.absolute()),
-            now=self._now(),
-            timeout_s=self._config.download_timeout_s,
-            ca_file=str(self._identity.ca_file.absolute()),
-            cert_file=str(self._identity.device_file.absolute()),
-            key_file=str(self._identity.device_file.absolute()),
-        )
-        answer = await verify(request, self._config.verify_timeout_s)
-        if answer.transient:
-            raise UnreachableError(answer.message)
-        self._take_keys(answer)
-        return answer
-
-    def _take_keys(self, answer: VerifyAnswer) -> None:
-        """Take over the message keys of a director root that is not older than the last."""
-        floor = self._machine.state.floor.metadata.get("director/root", 0)
-        keys = {id: PublicKey(raw) for id, raw in answer.message_keys.items()}
-        if keys and keys != self._keys and answer.metadata.get("director/root", 0) >= floor:
-            self._database.put("message_keys", answer.message_keys)
-            self._keys = keys
 
     def _load_state(self) -> State:
         host = Host(self._device, hw_class(self._inventory), self._inventory.agent)
@@ -313,6 +285,17 @@ class Control:
         return State(host) if state is None else msgspec.structs.replace(state, host=host)
 
     # --- what goes up -------------------------------------------------------------------
+
+    def _say_hello(self) -> None:
+        if not self._link.connected:
+            return  # it will be said
+        self._uplink.hello(
+            agent=self._inventory.agent,
+            desired=self._machine.state.desired_version,
+            reported=self._machine.state.reported_version,
+            os_boot=os_boot_id(),
+            nonce=self._trust.clock.ask(),
+        )
 
     def _report(self) -> None:
         self._uplink.reported(self._reported(), time.monotonic())
@@ -327,6 +310,8 @@ class Control:
             dropped_records=self._supervisor.unrecorded,
             serve_restarts=self._supervisor.restarts,
             uptime_s=round(now - self._started, 1),
+            stale=bool(self._trust.stale()),
+            trust_code=self._trust.code,
         )
 
     def _say_presence(self, *, online: bool) -> None:
@@ -334,7 +319,9 @@ class Control:
         self._link.publish(topic, self._presence(online=online), retain=True)
 
     def _presence(self, *, online: bool) -> bytes:
-        return to_json({"online": online, "boot": self._uplink.boot, "since": round(self._now())})
+        return to_json(
+            {"online": online, "boot": self._uplink.boot, "since": round(self._trust.now())}
+        )
 
     def _write_status(self) -> None:
         status = Status(
@@ -347,6 +334,9 @@ class Control:
             under_way=self._outbox.under_way,
             serve_restarts=self._supervisor.restarts,
             refused=self._uplink.refused,
+            stale=self._trust.stale(),
+            trust_code=self._trust.code,
+            clock_off_s=self._trust.clock_off_s(),
         )
         if status != self._status:
             self._status = status
@@ -354,9 +344,6 @@ class Control:
                 write_status(self._layout.status, status)
 
     # --- how it is put together -------------------------------------------------------------
-
-    def _now(self) -> float:
-        return device_time(self._machine.state.floor.time)
 
     def _serve_config(self) -> ServeConfig:
         config = self._config

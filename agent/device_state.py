@@ -122,6 +122,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     director: dict[str, bytes] = {}  # metadata that came with this desired
     slots: dict[str, Slot] = {}
     floor: Floor = Floor()
+    until: dict[str, float] = {}  # by repository: when the timestamp last verified expires
     reported_version: int = 0
     acked_version: int = 0  # of `reported`
     ended: list[Ended] = []

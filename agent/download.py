@@ -13,7 +13,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +82,29 @@ class Fetcher:
         except (OSError, http.client.HTTPException) as error:
             raise UnreachableError(f"reading {self._base}{path}: {error}") from None
 
+    def unless(self, path: str, etag: str, limit: int) -> tuple[bytes, str] | None:
+        """Return body and ETag at a path, None if it still is what this ETag names.
+
+        Args:
+            path: below the base address.
+            etag: as it was once returned; empty for none.
+            limit: of the body, in bytes.
+
+        Raises:
+            NotFoundError, RefusedError, FormatError, UnreachableError: as `small`.
+        """
+        try:
+            with self._open(path, headers={"If-None-Match": etag} if etag else {}) as response:
+                if response.status == 304:
+                    return None
+                data = response.read(limit + 1)
+                tag = response.headers.get("ETag") or ""
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"reading {self._base}{path}: {error}") from None
+        if len(data) > limit:
+            raise FormatError(f"expected at most {limit} bytes at {path}")
+        return data, tag
+
     def blob(self, path: str, target: Path, *, digest: str, size_bytes: int) -> None:
         """Fetch a file, unless it is there; go on with a part of it.
 
@@ -142,13 +165,17 @@ class Fetcher:
                 return
             file.write(chunk)
 
-    def _open(self, path: str, offset: int = 0) -> Any:
-        request = urllib.request.Request(self._base + path)  # noqa: S310 - scheme checked above
+    def _open(self, path: str, offset: int = 0, headers: Mapping[str, str] | None = None) -> Any:
+        request = urllib.request.Request(  # noqa: S310 - scheme checked above
+            self._base + path, headers=dict(headers or {})
+        )
         if offset:
             request.add_header("Range", f"bytes={offset}-")
         try:
             return self._current_opener().open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
+            if error.code == 304 and headers:
+                return error  # which is an answer like any other
             code, detail = problem_of(error)
             message = f"{self._base}{path} answered {error.code}"
             if code in CERTIFICATE_CODES:

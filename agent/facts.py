@@ -23,6 +23,7 @@ __all__ = [
     "FleetTimeHeard",
     "Observe",
     "ProbationObserved",
+    "Refreshed",
     "Rejected",
     "Release",
     "Report",
@@ -68,9 +69,18 @@ class Acknowledged(msgspec.Struct, frozen=True, tag=True):
 
 
 class FleetTimeHeard(msgspec.Struct, frozen=True, tag=True):
-    """A signed message told the fleet's time, Unix seconds."""
+    """The fleet answered our nonce: it is so late, Unix seconds, by this message key."""
 
     at: float
+    key_id: str = ""
+
+
+class Refreshed(msgspec.Struct, frozen=True, tag=True):
+    """Metadata was verified, for no assignment."""
+
+    metadata: dict[str, int]  # versions seen, such as "catalog/timestamp"
+    keys: list[str]  # ids of the message keys that the director root names
+    until: dict[str, float] = {}  # by repository: when its timestamp expires
 
 
 class Ticked(msgspec.Struct, frozen=True, tag=True):
@@ -95,6 +105,8 @@ class Verified(msgspec.Struct, frozen=True, tag=True):
     assigned: DirectorTarget
     released: CatalogTarget
     metadata: dict[str, int]  # versions seen, such as "catalog/timestamp"
+    keys: list[str] = []  # ids of the message keys that the director root names
+    until: dict[str, float] = {}  # by repository: when its timestamp expires
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):
@@ -175,6 +187,7 @@ Event = (
     DesiredArrived
     | Acknowledged
     | FleetTimeHeard
+    | Refreshed
     | Ticked
     | ServeCrashed
     | ServeUnable

@@ -172,7 +172,12 @@ class Installer:
         elif answer.assigned is None or answer.released is None:
             self._handle(Rejected(slot, id, answer.code, answer.message))
         else:
-            self._handle(Verified(slot, id, answer.assigned, answer.released, answer.metadata))
+            self._handle(
+                Verified(
+                    slot, id, answer.assigned, answer.released, answer.metadata,
+                    sorted(answer.message_keys), answer.until,
+                )
+            )  # fmt: skip
 
     async def _download(self, effect: Download) -> None:
         slot, id, release = effect.slot, effect.assignment_id, effect.release

@@ -16,7 +16,7 @@ import msgspec
 
 from agent.certificates import validity_of
 from agent.config import Layout
-from agent.device_state import doing
+from agent.device_state import State, doing
 from agent.identity import Identity, load_identity
 from agent.renewal import expired_advice
 from agent.segments import boots, iter_records, segments
@@ -27,6 +27,7 @@ from skerry.errors import FormatError, NotFoundError
 __all__ = ["Status", "collect", "describe", "read_status", "take_lock", "write_status"]
 
 MAX_STATUS_BYTES: Final = 1 << 20
+MAX_CLOCK_OFF_S: Final = 60
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,6 +42,9 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     under_way: int  # batches without an answer
     serve_restarts: int = 0
     refused: int = 0  # messages from the broker
+    stale: list[str] = []  # repositories without fresh metadata
+    trust_code: str = ""  # why metadata is refused
+    clock_off_s: int = 0  # the system's clock is so far ahead of the fleet's
 
 
 def write_status(file: Path, status: Status) -> None:
@@ -95,6 +99,9 @@ def collect(layout: Layout) -> dict[str, Any]:
         "outbox_records": _waiting(layout.spool, status.acked if status else {}),
         "serve_restarts": status.serve_restarts if status else 0,
         "refused": status.refused if status else 0,
+        "stale": status.stale if alive and status else _stale(state),
+        "trust_code": status.trust_code if status else "",
+        "clock_off_s": status.clock_off_s if alive and status else 0,
         "slots": {
             name: {
                 "model": slot.current.ref.model if slot.current else None,
@@ -121,6 +128,15 @@ def describe(found: dict[str, Any]) -> str:
         f"  outbox     {found['outbox_records']} records not yet acknowledged",
         _certificate(found["device_id"], found["certificate_expires"], time.time()),
     ]
+    if found["stale"]:
+        why = f" ({found['trust_code']})" if found["trust_code"] else ""
+        lines.append(
+            f"  trust      stale: no fresh metadata of {' and '.join(found['stale'])}{why}; "
+            "updates wait, what serves goes on"
+        )
+    if abs(found["clock_off_s"]) > MAX_CLOCK_OFF_S:
+        side = "ahead of" if found["clock_off_s"] > 0 else "behind"
+        lines.append(f"  clock      {abs(found['clock_off_s'])} s {side} the fleet's; set it right")
     for name, slot in found["slots"].items():
         what = f"{slot['model']} {slot['model_version']}" if slot["model"] else "empty"
         variant = f", variant {slot['variant']}" if slot["variant"] else ""
@@ -142,6 +158,13 @@ def _certificate(device_id: str, expires: float | None, now: float) -> str:
     if expires <= now:
         return f"  certificate  {expired_advice(device_id, expires)}"
     return f"  certificate  until {datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M UTC}"
+
+
+def _stale(state: State | None) -> list[str]:
+    if state is None:
+        return []
+    now = max(time.time(), state.floor.time)
+    return sorted(name for name, until in state.until.items() if until <= now)
 
 
 def _runs(lock: Path) -> bool:

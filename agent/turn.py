@@ -4,7 +4,7 @@ The helpers that all rules share (`agent.update`): enter a state, end an assignm
 one, stop one. The assignment's path is checked against its table at every step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +23,7 @@ from agent.device_state import (
 )
 from agent.facts import Discard, EffectItem, Report
 from skerry.states import ASSIGNMENT, AssignmentState, Effect, advance
-from skerry.trust import Floor, standing_floor
+from skerry.trust import Floor, SignedTime, standing_floor, standing_times
 from skerry.wire import SlotDesired, Step
 
 __all__ = ["Turn", "name_of"]
@@ -59,18 +59,43 @@ class Turn:
     def raise_floor(
         self,
         *,
-        metadata: Mapping[str, int] | None = None,
         releases: Mapping[str, int] | None = None,
-        time: float = 0.0,
+        time: SignedTime | None = None,
     ) -> None:
-        """Raise floors; none ever sinks, but for metadata under a newer root."""
+        """Raise floors of releases or of the time; neither ever sinks."""
         floor = self.state.floor
+        if time is not None and time.at > floor.time:
+            floor = msgspec.structs.replace(floor, time=time.at, time_key=time.key_id)
+        releases = _highest(floor.releases, releases or {})
+        self.change(floor=msgspec.structs.replace(floor, releases=releases))
+
+    def verified(
+        self, metadata: Mapping[str, int], keys: Collection[str], until: Mapping[str, float]
+    ) -> None:
+        """Raise the floors of metadata that was verified, and note how long it is fresh.
+
+        Under a newer root a repository's floors begin anew, and under a newer root of the director
+        also that of the time, unless the key that signed it stands.
+
+        Args:
+            metadata: versions seen.
+            keys: ids of the message keys that the director root names.
+            until: by repository, when its timestamp expires.
+        """
+        floor = self.state.floor
+        root = metadata.get("director/root", 0)
+        signed = [SignedTime(floor.time, floor.time_key)]
+        if root > floor.metadata.get("director/root", root):
+            signed = standing_times(signed, keys)
+        time = signed[0] if signed else SignedTime(0.0, "")
         self.change(
             floor=Floor(
-                metadata=_highest(standing_floor(floor.metadata, metadata or {}), metadata or {}),
-                releases=_highest(floor.releases, releases or {}),
-                time=max(floor.time, time),
-            )
+                metadata=_highest(standing_floor(floor.metadata, metadata), metadata),
+                releases=floor.releases,
+                time=time.at,
+                time_key=time.key_id,
+            ),
+            until={**self.state.until, **until},
         )
 
     def along(self, work: Work, *states: AssignmentState) -> Work:

@@ -10,7 +10,8 @@ to an installer, whose outcomes come back as events. The rules, in order:
     assignment is begun once, whatever happens to it.
 3.  Nothing is fetched before director and catalog are verified and `skerry.trust` has no
     objection. Metadata floors rise with what was verified, a slot's release floor when a
-    release is committed; both are saved with the state.
+    release is committed, the floor of time with the fleet's answer to a nonce, as far as
+    verified metadata reaches; all are saved with the state.
 4.  A variant that fails its smoke run gives way to the next that fits the device.
 5.  What was committed goes on serving until the candidate has answered live requests in
     probation, within limits. Too little traffic by the end of the time is no success.
@@ -55,6 +56,7 @@ from agent.facts import (
     Failed,
     FleetTimeHeard,
     ProbationObserved,
+    Refreshed,
     Rejected,
     Release,
     Restore,
@@ -71,7 +73,7 @@ from agent.probation import judge
 from agent.turn import Turn, name_of
 from skerry.errors import TrustError
 from skerry.states import AssignmentState, Effect
-from skerry.trust import check_assignment, check_floor, parse_target
+from skerry.trust import SignedTime, check_assignment, check_floor, parse_target
 from skerry.wire import ReleaseRef
 
 __all__ = [
@@ -179,9 +181,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[EffectItem
             _on_desired(turn, event)
         case Acknowledged(version=version):
             _on_acknowledged(turn, version)
-        case FleetTimeHeard(at=at):
-            if at >= state.floor.time + TIME_STEP_S:
-                turn.raise_floor(time=at)
+        case FleetTimeHeard():
+            _on_time(turn, event)
+        case Refreshed(metadata=metadata, keys=keys, until=until):
+            turn.verified(metadata, keys, until)
         case Ticked() | ServeCrashed() | ServeUnable():
             _on_everywhere(turn, event)
         case _:
@@ -215,6 +218,18 @@ def _on_desired(turn: Turn, event: DesiredArrived) -> None:
                 turn.put(msgspec.structs.replace(slot, next=None))
             else:
                 turn.stop(slot, slot.work, Ending(_A.CANCELED, "canceled", "no longer desired"))
+
+
+def _on_time(turn: Turn, event: FleetTimeHeard) -> None:
+    """Raise the floor of time, but never past what other keys have signed.
+
+    A timestamp is signed daily and expires after a week. So a message key alone can make what is
+    here expire, as time itself does, but nothing that is signed from now on.
+    """
+    floor, bound = turn.state.floor.time, max(turn.state.until.values(), default=0.0)
+    at = min(event.at, bound)
+    if at >= floor + TIME_STEP_S or floor < at == bound:
+        turn.raise_floor(time=SignedTime(at, event.key_id))
 
 
 def _on_acknowledged(turn: Turn, version: int) -> None:
@@ -279,7 +294,7 @@ def _on_verified(turn: Turn, slot: Slot, work: Work, event: Verified) -> None:
         ending = Ending(_A.INCOMPATIBLE if unfit else _A.REJECTED, error.code, str(error))
         turn.end(slot, work, ending, Effect.NO_STATE_CHANGE)
         return
-    turn.raise_floor(metadata=event.metadata)
+    turn.verified(event.metadata, event.keys, event.until)
     released = event.released
     bundle = "sha256:" + released.sha256
     if slot.current is not None and slot.current.ref.bundle == bundle:

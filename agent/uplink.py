@@ -86,9 +86,12 @@ class Uplink:
         self._report_due = 0.0
         self._report_wait_s = REPORT_AGAIN_S
         self.refusals: Counter[str] = Counter()  # by code
+        self.refusal = ""  # code of the last one
 
-    def hello(self, *, agent: str, desired: int, reported: int, os_boot: str) -> None:
-        """Say what the device holds and knows; the fleet answers what it lacks."""
+    def hello(
+        self, *, agent: str, desired: int, reported: int, os_boot: str, nonce: bytes = b""
+    ) -> None:
+        """Say what the device holds and knows; the fleet answers what it lacks, and the time."""
         self._say(
             "hello",
             Hello(
@@ -98,6 +101,7 @@ class Uplink:
                 os_boot=os_boot,
                 outbox_records=self._outbox.waiting,
                 outbox_bytes=self._spooler.size_bytes(),
+                nonce=nonce,
             ),
         )
 
@@ -162,6 +166,7 @@ class Uplink:
             self.refused += 1
             reason = error.code if isinstance(error, TrustError) else "malformed"
             self.refusals[reason] += 1
+            self.refusal = reason
             if self.refusals[reason] == 1:
                 log.warning("refused a message from the broker (%s): %s", reason, error)
             return None

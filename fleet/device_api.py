@@ -16,6 +16,7 @@ problem documents (RFC 9457). Source: OCI distribution specification 1.1, "Pulli
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,21 +104,23 @@ def add_catalog_routes(app: web.Application, catalog: Catalog, director: Directo
 
     async def catalog_file(request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        return _metadata(await asyncio.to_thread(catalog.metadata, name), name)
+        return _metadata(request, await asyncio.to_thread(catalog.metadata, name), name)
 
     async def director_file(request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        return _metadata(director.metadata(name), name)
+        return _metadata(request, director.metadata(name), name)
 
     app.router.add_get("/tuf/catalog/metadata/{name}", catalog_file)
     app.router.add_get("/tuf/director/metadata/{name}", director_file)
 
 
-def _metadata(data: bytes, name: str) -> web.Response:
+def _metadata(request: web.Request, data: bytes, name: str) -> web.Response:
     # a file with its version in its name never changes
     numbered = name[:1].isdecimal()
-    cache = IMMUTABLE if numbered else "no-cache"
-    headers = {"Cache-Control": cache}
+    tag = hashlib.sha256(data).hexdigest()[:32]  # devices ask daily and nightly: few bytes
+    headers = {"Cache-Control": IMMUTABLE if numbered else "no-cache", "ETag": _etag(tag)}
+    if _unchanged(request, tag):
+        return web.Response(status=304, headers=headers)
     return web.Response(body=data, content_type="application/json", headers=headers)
 
 

@@ -62,6 +62,7 @@ MAX_BOOTS_IN_ACK: Final = 32
 MAX_SEQ: Final = 1 << 62
 MARK_BYTES: Final = 8
 CONTENT_BYTES: Final = 16
+MAX_NONCE_BYTES: Final = 32  # of a hello, echoed in its ack
 
 
 @dataclass(slots=True)
@@ -302,11 +303,16 @@ class Ingest:
                     credit=self._credit,
                     now=now,
                     mark=answers.marks.get(device, ""),
+                    nonce=_nonce(answers.hellos.get(device)),
                 ),
             )
         for device, hello in answers.hellos.items():
             if device not in answers.forks:
                 self._replies.hello(device, hello)
+
+
+def _nonce(hello: Hello | None) -> bytes:
+    return hello.nonce if hello is not None and len(hello.nonce) <= MAX_NONCE_BYTES else b""
 
 
 def above_cursor(batch: Batch, cursor: int, *, device: str, boot: str) -> Run | None:

@@ -295,4 +295,5 @@ def _merged(old: Ack, new: Ack) -> Ack:
         results=[*dict.fromkeys([*old.results, *new.results])][-MAX_RESULTS:],
         credit=new.credit,
         now=new.now,
+        nonce=new.nonce or old.nonce,  # its time is the later one, which holds for both
     )

@@ -8,7 +8,7 @@ random at each start of the process that numbers, `seq` counts from 1. Downward,
 `cmd` runs at most once by its `id`, and `ack` may be repeated or reordered.
 
     device                                    fleet
-    hello      after every connect      ->    answers with desired, if it differs
+    hello      after every connect      ->    answers with desired, if it differs; the time
     reported   whole state, versioned   ->    ack.reported
     telemetry  a run of records         ->    stored once, committed, then ack.upto
     result     of a command, by id      ->    ack.results
@@ -59,6 +59,7 @@ __all__ = [
     "peek_up",
     "seal_down",
     "seal_up",
+    "signed_by",
 ]
 
 VERSION: Final = 1
@@ -120,6 +121,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     os_boot: str = ""
     outbox_records: int = 0
     outbox_bytes: int = 0
+    nonce: bytes = b""  # fresh and random; the ack of this hello repeats it beside the time
 
 
 class Reported(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -162,6 +164,8 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     dropped_records: int = 0
     serve_restarts: int = 0
     uptime_s: float = 0.0
+    stale: bool = False  # no fresh metadata for too long: updates wait
+    trust_code: str = ""  # why metadata is refused
 
 
 UpType = Literal["hello", "reported", "telemetry", "result", "health"]
@@ -223,6 +227,7 @@ class Ack(msgspec.Struct, frozen=True, omit_defaults=True):
     credit: int = 8  # batches that may be under way; 0 is a pause
     now: float = 0.0  # the fleet's clock, Unix seconds
     mark: str = ""  # to be repeated, see `Up.mark`
+    nonce: bytes = b""  # of the hello that this answers; without it `now` proves nothing
 
 
 class Cmd(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -330,6 +335,15 @@ def peek_up(data: bytes) -> str:
         FormatError: not a message. Nothing about the claim is verified yet.
     """
     return from_msgpack(_unpack(data).payload, Up, limit=MAX_MESSAGE_BYTES).dev
+
+
+def signed_by(data: bytes) -> str:
+    """Return the id of the key that a message names; only `open_up` or `open_down` verify it.
+
+    Raises:
+        FormatError: not a message.
+    """
+    return _unpack(data).key_id
 
 
 def open_up(data: bytes, key: PublicKey, *, device: str) -> tuple[Up, UpBody]:

@@ -18,6 +18,7 @@ from agent.facts import (
     FleetTimeHeard,
     Observe,
     ProbationObserved,
+    Refreshed,
     Rejected,
     Report,
     Restore,
@@ -428,11 +429,38 @@ def test_a_device_that_lost_its_state_goes_on_above_what_the_fleet_knows() -> No
 
 def test_fleet_time_raises_the_clock_floor_in_steps() -> None:
     bench = Bench()
-    bench.take(FleetTimeHeard(NOW))
-    assert bench.take(FleetTimeHeard(NOW + 10)) == []
+    bench.take(Refreshed({}, ["k"], {"catalog": NOW + 9_999}))
+    bench.take(FleetTimeHeard(NOW, "k"))
+    assert bench.take(FleetTimeHeard(NOW + 10, "k")) == []
     assert bench.state.floor.time == NOW
-    bench.take(FleetTimeHeard(NOW + 7200), FleetTimeHeard(NOW + 100))
-    assert bench.state.floor.time == NOW + 7200
+    bench.take(FleetTimeHeard(NOW + 7200, "j"), FleetTimeHeard(NOW + 100, "k"))
+    assert (bench.state.floor.time, bench.state.floor.time_key) == (NOW + 7200, "j")
+
+
+def test_fleet_time_is_bounded_by_what_other_keys_have_signed() -> None:
+    bench = Bench()
+    bench.take(FleetTimeHeard(NOW, "k"))
+    assert bench.state.floor.time == 0.0
+    bench.take(Refreshed({}, ["k"], {"catalog": NOW + 500.0, "director": NOW + 200.0}))
+    bench.take(FleetTimeHeard(4e9, "k"))
+    assert bench.state.floor.time == NOW + 500.0
+
+
+@pytest.mark.parametrize(
+    ("root", "keys", "stands"),
+    [(1, ["new"], True), (2, ["k", "new"], True), (2, ["new"], False)],
+)
+def test_a_newer_root_without_the_key_ends_the_floor_of_time(
+    root: int, keys: list[str], stands: bool
+) -> None:
+    bench = Bench()
+    bench.take(Refreshed({"director/root": 1, "director/timestamp": 5}, ["k"], {"catalog": NOW}))
+    bench.take(FleetTimeHeard(NOW, "k"))
+    assert bench.state.floor.time == NOW
+    bench.take(Refreshed({"director/root": root}, keys))
+    assert bench.state.floor.time == (NOW if stands else 0.0)
+    bench.take(Refreshed({"director/timestamp": 1}, keys))
+    assert bench.state.floor.metadata["director/timestamp"] == (5 if root == 1 else 1)
 
 
 # --- save, then act -------------------------------------------------------------------------------

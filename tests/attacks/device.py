@@ -189,7 +189,7 @@ class Device:
 
     @identity.setter
     def identity(self, identity: Identity) -> None:
-        self._identity = self.control._identity = identity
+        self._identity = self.control._identity = self.control._trust.identity = identity
 
     @property
     def serves(self) -> str:

@@ -32,6 +32,7 @@ from tuf.api.metadata import (
 import agent.clock
 import agent.control
 import agent.installer
+import agent.trust
 from compiler.sign import release_of
 from fleet.director import assign
 from fleet.roles import sign
@@ -114,6 +115,7 @@ class Site:
         """Let time pass, for the fleet and for the device."""
         self._now += delta
         self.clock.now += delta.total_seconds()
+        self.clock.up += delta.total_seconds()
         if renew:
             self.trusted.catalog.renew(self.now)
 
@@ -326,10 +328,13 @@ def resign(data: bytes, signer: Signer, **changes: Any) -> bytes:
 @contextmanager
 def open_site(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A site whose device has nothing committed yet."""
-    clock = types.SimpleNamespace(now=NOW.timestamp(), monotonic=time.monotonic)
+    clock = types.SimpleNamespace(
+        now=NOW.timestamp(), up=0.0, monotonic=time.monotonic, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME
+    )
     clock.time = lambda: clock.now
+    clock.clock_gettime = lambda _: clock.up
     patch.setattr(agent.clock, "time", clock)
-    patch.setattr(agent.control, "verify", verify_here)
+    patch.setattr(agent.trust, "verify", verify_here)
     patch.setattr(agent.control, "take_inventory", lambda _: INVENTORY)
     trusted = make_fleet(folder / "fleet", ("acme", "globex"))
     with FileServer() as server:

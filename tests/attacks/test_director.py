@@ -333,12 +333,12 @@ async def test_row_53_message_keys_that_are_missing(site: Site) -> None:
     release = site.publish()
     order = site.order(release)
     message = site.desired(site.signed(order), order)
-    keys, site.device.control._keys = site.device.control._keys, {}
+    keys, site.device.control._trust.keys = site.device.control._trust.keys, {}
     before = site.device.refused
     site.device.hear(message)
     assert site.device.refused == before + 1
     assert site.device.serves == OLD
-    site.device.control._keys = keys
+    site.device.control._trust.keys = keys
     site.device.hear(message)
     assert await site.device.outcome(order.nonce) == committed()
 

@@ -1,20 +1,23 @@
 """A device whose clock lies, and versions that a thief has pushed far ahead: both must heal."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tuf.api.metadata import Metadata, Root
 
 from fleet.roles import sign, tuf_key
+from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.keys import Signer
-from skerry.wire import Ack
+from skerry.wire import Ack, Hello, open_up
 from tests.attacks.harness import (
+    DEVICE,
     NEW,
     Files,
     Site,
     committed,
     director_targets,
     refused,
+    resign,
 )
 
 FAR = (1 << 31) - 1
@@ -24,10 +27,24 @@ LONG_AGO, FAR_AHEAD = 0.0, 4_070_908_800.0  # 1970, 2099
 # --- clocks ---------------------------------------------------------------------------------------
 
 
-def hears_the_time(site: Site) -> None:
+def nonce(site: Site) -> bytes:
+    """The nonce of the device's last hello, as the broker sees it."""
+    hellos = [data for topic, data in site.device.link.said if topic.endswith("/hello")]
+    _, hello = open_up(hellos[-1], site.device.signer.public, device=DEVICE)
+    assert isinstance(hello, Hello)
+    return hello.nonce
+
+
+def hears_the_time(site: Site, at: float | None = None, signer: Signer | None = None) -> None:
     """The fleet's signed answer to what the device said when it connected."""
     site.device.control._connected()
-    site.device.hear(site.seal("ack", Ack(now=site.now.timestamp())))
+    now = site.now.timestamp() if at is None else at
+    site.device.hear(site.seal("ack", Ack(now=now, nonce=nonce(site)), signer=signer))
+
+
+def knows(site: Site) -> float:
+    """The device's time."""
+    return site.device.control._trust.now()
 
 
 async def test_row_05_freeze_with_the_clock_set_back(site: Site) -> None:
@@ -68,20 +85,122 @@ async def test_row_05_a_clock_far_ahead_stops_updates_and_heals(site: Site) -> N
 
 async def test_row_05_nobody_but_the_fleet_raises_the_floor_of_time(site: Site) -> None:
     before = site.device.floor.time
-    forged = site.seal("ack", Ack(now=FAR_AHEAD), signer=Signer.generate())
-    site.device.hear(forged)
-    assert site.device.floor.time == before
+    hears_the_time(site, FAR_AHEAD, Signer.generate())
+    assert (site.device.floor.time, knows(site)) == (before, site.now.timestamp())
     assert site.device.refusals == {"unknown_key": 1}
     assert await site.install(site.publish()) == committed()
+
+
+async def test_row_05_a_clock_in_1970_learns_the_time(site: Site) -> None:
+    """Metadata that was held back is fresh by its clock, and is not by the time it was told."""
+    release = site.publish()
+    site.wait(timedelta(days=10))
+    order = site.order(release)
+    frozen, catalog = site.signed(order), site.catalog_files()
+    site.wait(timedelta(days=10))
+    site.network.serve_catalog(catalog)
+    site.clock.now = LONG_AGO
+    hears_the_time(site)
+    assert knows(site) == site.now.timestamp()
+    assert await site.tell(frozen, order) == refused("metadata_expired")
+    site.network.clear()
+    assert await site.install(release) == committed()
+
+
+async def test_row_05_only_an_answer_to_its_own_nonce_tells_the_time(site: Site) -> None:
+    """A guess, an answer of an earlier connection, one that was held back, one that came before."""
+    site.device.control._connected()
+    earlier = site.seal("ack", Ack(now=FAR_AHEAD, nonce=nonce(site)))
+    site.device.control._connected()
+    late = site.seal("ack", Ack(now=FAR_AHEAD, nonce=nonce(site)))
+    for forged in (b"", bytes(16), nonce(site)[:-1], nonce(site) + b"x"):
+        site.device.hear(site.seal("ack", Ack(now=FAR_AHEAD, nonce=forged)))
+    site.device.hear(earlier)
+    site.wait(timedelta(minutes=11))
+    site.device.hear(late)
+    assert (knows(site), site.device.floor.time) == (site.now.timestamp(), 0.0)
+    hears_the_time(site)
+    told = site.device.floor.time
+    assert told == site.now.timestamp()
+    hears_the_time(site, told - 86_400.0)
+    assert site.device.floor.time == told
+    assert await site.install(site.publish()) == committed()
+
+
+async def test_row_05_a_stolen_message_key_alone_does_no_lasting_harm(site: Site) -> None:
+    """Its time holds until the next true answer; the floor stays within what others signed."""
+    release = site.publish()
+    hears_the_time(site, FAR_AHEAD)
+    assert await site.install(release) == refused("root_expired")
+    assert site.device.floor.time <= site.now.timestamp() + 7 * 86_400
+    # thrown off the broker, or started again, the device asks anew
+    hears_the_time(site)
+    site.wait(timedelta(days=1))
+    assert await site.install(release) == committed()
+
+
+async def test_row_05_a_new_root_ends_what_stolen_keys_said_of_the_time(site: Site) -> None:
+    """Message and director key together push the floor far ahead; no key of theirs brings it back."""
+    release = site.publish()
+    order = site.order(release)
+    files = site.director_signs(director_targets(order))
+    far = datetime.fromtimestamp(FAR_AHEAD, UTC)
+    stamp = resign(files["timestamp.json"], site.trusted.keys.director, expires=far)
+    assert await site.tell(files | {"timestamp.json": stamp}, order) == committed()
+    hears_the_time(site, FAR_AHEAD)
+    await site.device.restart()
+    assert site.device.floor.time == FAR_AHEAD
+    newer = site.publish("1.2.0")
+    assert await site.install(newer) == refused("root_expired", serves=NEW)
+    # the holders of the root keys name another director and another message key
+    director, message = Signer.generate(), Signer.generate()
+    root = next_root(
+        site, "director", dict.fromkeys(("targets", "snapshot", "timestamp"), director), message
+    )
+    order = site.order(newer)
+    told = site.desired(site.director_signs(director_targets(order), signer=director), order,
+                        signer=message)  # fmt: skip
+    site.device.hear(told)
+    assert site.device.refusals == {"unknown_key": 1}
+    # a key it does not know: the device looks for a later root
+    site.network["/tuf/director/metadata/2.root.json"] = root
+    await site.device.control._trust.look(ask=False)
+    assert site.device.floor.time == 0.0
+    site.device.hear(told)
+    assert await site.device.outcome(order.nonce) == committed("1.2.0")
+    # and the thief's word is no longer heard
+    hears_the_time(site, FAR_AHEAD)
+    assert site.device.refusals == {"unknown_key": 2}
+    hears_the_time(site, signer=message)
+    assert site.device.floor.time == site.now.timestamp()
+
+
+async def test_row_05_a_new_root_that_keeps_the_message_key_keeps_the_time(site: Site) -> None:
+    hears_the_time(site)
+    before = site.device.floor
+    assert before.time == site.now.timestamp()
+    director = Signer.generate()
+    root = next_root(
+        site, "director", dict.fromkeys(("targets", "snapshot", "timestamp"), director)
+    )
+    order = site.order(site.publish())
+    low = site.director_signs(director_targets(order), signer=director)
+    assert await site.tell(low | {"2.root.json": root}, order) == committed()
+    assert site.device.floor.time == before.time
+    assert site.device.floor.metadata["director/root"] == 2
 
 
 # --- versions far ahead ----------------------------------------------------------------------------
 
 
-def next_root(site: Site, repository: str, keys: dict[str, Signer]) -> bytes:
+def next_root(
+    site: Site, repository: str, keys: dict[str, Signer], message: Signer | None = None
+) -> bytes:
     """The next root of a repository: other keys for these roles, by two of three holders."""
     root = site.root(repository)
     root.version += 1
+    if message is not None:
+        root.unrecognized_fields[MESSAGE_KEYS_FIELD] = message_keys_field([message.public])
     for role, signer in keys.items():
         for keyid in list(root.roles[role].keyids):
             root.revoke_key(keyid, role)
