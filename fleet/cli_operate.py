@@ -233,13 +233,13 @@ def devices_list(url: str, token_file: Path | None, as_json: bool) -> None:
     show_list(
         items,
         as_json,
-        ("device", "state", "tags", "runs", "seen", "outbox"),
+        ("device", "state", "tags", "runs", "seen", "outbox", "why"),
         lambda d: (
             d["device_id"], _presence(d),
             ", ".join(f"{k}={v}" for k, v in d["tags"].items()),
             ", ".join(f"{s['model']} {s['model_version']} ({s['variant']})"
                       for s in d["slots"].values()),
-            when(d["last_seen"]), str(d["outbox_records"]),
+            when(d["last_seen"]), str(d["outbox_records"]), d["state_reason"],
         ),
     )  # fmt: skip
 

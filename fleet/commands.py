@@ -18,6 +18,7 @@ from fleet.dispatch import Dispatcher
 from fleet.engine import Engine, candidates
 from fleet.mqtt import Sender
 from fleet.plan import Plan, Rollout
+from fleet.quarantine import Quarantine
 from fleet.registry import Registry
 from fleet.rollout import draft
 from fleet.store import Store
@@ -74,6 +75,7 @@ class Commands:
         self._catalog = catalog
         self._fleet_url = fleet_url
         self._clock = clock
+        self.quarantine: Final = Quarantine(registry, store)
 
     # --- releases ---------------------------------------------------------------------
 
@@ -200,8 +202,10 @@ class Commands:
             NotFoundError: no such device.
             InvalidTransition: it cannot go there from where it is.
         """
-        self._registry.move(device, state, self._clock())
+        now = self._clock()
+        self._registry.move(device, state, now)
         self._store.devices.forget_key(device)
+        self.quarantine.look(now)
         self._note(actor, f"device.{state}", device, {})
 
     def command(self, device: str, verb: str, args: Mapping[str, str], actor: str) -> str:

@@ -279,6 +279,7 @@ def _device(row: AnyRow, now: float) -> DeviceView:
     return DeviceView(
         device_id=row.device,
         state=row.state,
+        state_reason=row.state_reason,
         tags=json.loads(row.tags),
         hw_class=row.hw_class,
         inventory=json.loads(row.inventory),

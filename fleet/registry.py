@@ -116,8 +116,19 @@ class RegistryStore(Protocol):
         """Forget the previous certificate, if the device still has the record's as its current."""
         ...
 
-    def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
-        """Change a device's state if it still is `old`; tell whether it was."""
+    def move(
+        self,
+        device_id: str,
+        old: DeviceState,
+        new: DeviceState,
+        now: datetime,
+        *,
+        reason: str = "",
+    ) -> bool:
+        """Change a device's state, and why it may not speak, if it still is `old`; tell if it was.
+
+        For a device that is accepted, what was heard of it is looked at anew.
+        """
         ...
 
 
@@ -250,6 +261,17 @@ class Registry:
         if known is not None:  # another machine, or other keys, had this name
             self._on_cut(claim.device_id)
         return Enrolled(record, again=False)
+
+    def quarantine(self, device_id: str, reason: str, now: datetime) -> bool:
+        """Shut an accepted device out until an operator has looked; tell whether it was accepted.
+
+        Its tokens stay: one may be the answer to this.
+        """
+        accepted, pending = DeviceState.ACCEPTED, DeviceState.PENDING
+        moved = self._store.move(device_id, accepted, pending, now, reason=reason)
+        if moved:
+            self._on_cut(device_id)
+        return moved
 
     def move(self, device_id: str, state: DeviceState, now: datetime) -> None:
         """Accept, reject or decommission a device.

@@ -130,7 +130,7 @@ class Service:
             drift_every_s=config.drift_every_s,
             keep_predictions_s=config.keep_predictions_s,
             keep_windows_s=config.keep_windows_s,
-            housekeeping=(self.catalog.renew,),
+            housekeeping=(self.catalog.renew, lambda now: self.commands.quarantine.look(now)),
         )
         registry = Registry(
             self.store.devices,
@@ -158,6 +158,7 @@ class Service:
             fleet_id=config.fleet_id,
             shards=config.shards,
             credit=config.credit,
+            on_fork=self._shut_out,
         )
         self.mqtt: Final = FleetMqtt(
             fleet_id=config.fleet_id,
@@ -301,6 +302,12 @@ class Service:
         )
         tester = make_client(config.tls_dir, authority, SELF_TEST_USER, now)
         return AskedAccess(self.broker, callout, context_of(tester))
+
+    def _shut_out(self, device: str, why: str) -> None:
+        try:
+            self.commands.quarantine.begin(device, why, utc_now())
+        except Exception:  # what was heard is stored: its next message brings it here again
+            log.exception("%s could not be shut out, %s", device, why)
 
     def _broker_started(self, pid: int) -> None:
         log.info("broker ready, process %d, at %s", pid, self.broker_url)

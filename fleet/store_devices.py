@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from fleet.ca import Certificate
 from fleet.database import Database
 from fleet.registry import Claim, DeviceRecord
-from fleet.schema import devices, liveness, reported, tokens
-from skerry.canonical import from_json, to_json
+from fleet.schema import devices, liveness, reported, tokens, voices
+from fleet.voices import Voice, start_over
+from skerry.canonical import from_json, from_msgpack, to_json, to_msgpack
 from skerry.keys import PublicKey
 from skerry.profile import Inventory, hw_class
 from skerry.states import DeviceState
@@ -34,6 +35,7 @@ class DeviceView(msgspec.Struct, frozen=True):
 
     device: str
     state: str
+    state_reason: str  # why it may not speak
     tags: dict[str, str]
     hw_class: str
     inventory: Inventory
@@ -147,6 +149,7 @@ class DeviceStore:
                 .where(devices.c.device == record.device_id)
                 .values(
                     state=record.state,
+                    state_reason="",
                     client_id=record.client_id,
                     report_key=record.report_key,
                     certificate=record.certificate,
@@ -157,6 +160,7 @@ class DeviceStore:
                     enrolled_at=at,
                 )
             )
+            _start_over(connection, record.device_id)
         self.forget_key(record.device_id)
         return True
 
@@ -190,14 +194,27 @@ class DeviceStore:
                 .values(previous_certificate=None)
             )
 
-    def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
-        """Change a device's state if it still is `old`; tell whether it was."""
+    def move(
+        self,
+        device_id: str,
+        old: DeviceState,
+        new: DeviceState,
+        now: datetime,
+        *,
+        reason: str = "",
+    ) -> bool:
+        """Change a device's state, and why it may not speak, if it still is `old`; tell if it was.
+
+        For a device that is accepted, what was heard of it is looked at anew.
+        """
         with self._db.write() as connection:
             moved = connection.execute(
                 update(devices)
                 .where(devices.c.device == device_id, devices.c.state == old)
-                .values(state=new)
+                .values(state=new, state_reason=reason)
             )
+            if moved.rowcount == 1 and new is DeviceState.ACCEPTED:
+                _start_over(connection, device_id)
         self.forget_key(device_id)
         return moved.rowcount == 1
 
@@ -251,11 +268,21 @@ class DeviceStore:
             return [_view(row) for row in connection.execute(query)]
 
 
+def _start_over(connection: Connection, device_id: str) -> None:
+    """Forget a fork of a device, and keep what tells its new messages from repeated ones."""
+    query = select(voices.c.body).where(voices.c.device == device_id).with_for_update()
+    body = connection.scalar(query)
+    if body is not None:
+        voice = to_msgpack(start_over(from_msgpack(bytes(body), Voice)))
+        connection.execute(update(voices).where(voices.c.device == device_id).values(body=voice))
+
+
 def _view(row: Row[tuple[object, ...]]) -> DeviceView:
     slots = row.slots or "{}"
     return DeviceView(
         device=row.device,
         state=row.state,
+        state_reason=row.state_reason,
         tags=from_json(row.tags.encode(), dict[str, str]),
         hw_class=row.hw_class,
         inventory=from_json(row.inventory.encode(), Inventory),

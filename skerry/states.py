@@ -221,7 +221,8 @@ _D = DeviceState
 DEVICE: Final[Table[DeviceState]] = {
     _D.PREAUTHORIZED: frozenset({_D.PENDING, _D.ACCEPTED, _D.REJECTED, _D.DECOMMISSIONED}),
     _D.PENDING: frozenset({_D.ACCEPTED, _D.REJECTED, _D.DECOMMISSIONED}),
-    _D.ACCEPTED: frozenset({_D.REJECTED, _D.DECOMMISSIONED}),
+    # back to pending: two machines speak with its identity
+    _D.ACCEPTED: frozenset({_D.PENDING, _D.REJECTED, _D.DECOMMISSIONED}),
     _D.REJECTED: frozenset({_D.ACCEPTED, _D.DECOMMISSIONED}),
     _D.DECOMMISSIONED: frozenset(),
 }

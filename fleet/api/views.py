@@ -45,6 +45,7 @@ class DeviceView(msgspec.Struct, frozen=True):
 
     device_id: str
     state: str
+    state_reason: str  # why it may not speak, empty where it may
     tags: dict[str, str]
     hw_class: str
     inventory: dict[str, Any]

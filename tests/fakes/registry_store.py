@@ -71,7 +71,15 @@ class MemoryRegistryStore:
             if now.certificate == record.certificate:
                 self.records[record.device_id] = dataclasses.replace(now, previous_certificate=None)
 
-    def move(self, device_id: str, old: DeviceState, new: DeviceState, now: datetime) -> bool:
+    def move(
+        self,
+        device_id: str,
+        old: DeviceState,
+        new: DeviceState,
+        now: datetime,
+        *,
+        reason: str = "",
+    ) -> bool:
         with self._lock:
             if self.states.get(device_id) is not old:
                 return False

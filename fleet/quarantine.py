@@ -1,0 +1,68 @@
+"""Devices of which there are two: shut out at once, told to operators, let in again by them alone.
+
+    ingest hears a fork  ->  state `pending` with its reason  ->  connection cut  ->  alert
+    an operator looks    ->  accept: it was harmless  |  preauthorize --again: one machine enrols
+
+The state comes first: from then on nothing is taken from the device, nothing is signed for it, and
+it may not connect, even if the fleet dies before the rest is done; `look` makes up for that.
+"""
+
+import logging
+from datetime import datetime
+from typing import Final
+
+from fleet.registry import Registry
+from fleet.store import Store
+from fleet.store_alerts import NewAlert
+from skerry.states import DeviceState
+
+__all__ = ["KIND", "Quarantine"]
+
+log = logging.getLogger(__name__)
+
+KIND: Final = "identity"  # of its alerts
+
+
+class Quarantine:
+    """Shuts devices out, and keeps the alerts about them."""
+
+    def __init__(self, registry: Registry, store: Store) -> None:
+        self._registry = registry
+        self._store = store
+
+    def begin(self, device: str, why: str, now: datetime) -> None:
+        """Shut a device out; a second time changes nothing.
+
+        Args:
+            device: whose messages can come only from two machines.
+            why: what was seen.
+            now: aware UTC.
+        """
+        reason = f"two machines with one identity: {why}"
+        if not self._registry.quarantine(device, reason, now):
+            return
+        log.error("%s is shut out, %s", device, reason)
+        self._store.alerts.note("fleet", "device.quarantine", device, {"why": why}, now.timestamp())
+        self._raise(device, reason, now)
+
+    def look(self, now: datetime) -> None:
+        """Bring the alerts in line with the devices' states."""
+        shut_out = {
+            view.device: view.state_reason
+            for view in self._store.devices.views()
+            if view.state == DeviceState.PENDING and view.state_reason
+        }
+        told = {alert.subject: alert for alert in self._store.alerts.live_alerts(KIND)}
+        for device in sorted(shut_out.keys() - told.keys()):
+            self._raise(device, shut_out[device], now)
+        for device in sorted(told.keys() - shut_out.keys()):
+            self._store.alerts.close_alert(told[device].alert_id, now.timestamp())
+
+    def _raise(self, device: str, reason: str, now: datetime) -> None:
+        message = (
+            f"{device} is shut out: {reason}; look at the machines, then let one enrol "
+            f"(skerry devices preauthorize {device} --again) or accept it as it is"
+        )
+        body = {"device": device, "devices": [device], "reason": reason}
+        alert = NewAlert(KIND, device, "critical", message, body)
+        self._store.alerts.raise_alert(alert, now.timestamp())
