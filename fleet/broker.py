@@ -100,11 +100,14 @@ def can_ask(program: Path) -> tuple[bool, str]:
     return (int(found[1]), int(found[2])) >= ASKS_SINCE, found[0].lstrip("v")
 
 
-def free_port(host: str) -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def free_port(host: str, *, but: int = 0) -> int:
+    """Return a port that nobody listens on at this moment, and which is not the one named."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port != but:
+            return port
 
 
 def check_port(host: str, port: int, what: str) -> None:
@@ -130,6 +133,7 @@ def broker_settings(config: FleetConfig, tls: TlsFiles, issuer: str) -> BrokerSe
         tls: the server's certificate.
         issuer: who answers logins; empty for nobody.
     """
+    mqtt_port = config.broker_port or free_port(config.host)
     return BrokerSettings(
         name=f"skerry-{config.fleet_id}",
         fleet_id=config.fleet_id,
@@ -137,8 +141,8 @@ def broker_settings(config: FleetConfig, tls: TlsFiles, issuer: str) -> BrokerSe
         directory=config.broker_dir,
         tls=tls,
         host=config.host,
-        mqtt_port=config.broker_port or free_port(config.host),
-        service_port=free_port("127.0.0.1"),
+        mqtt_port=mqtt_port,
+        service_port=free_port("127.0.0.1", but=mqtt_port),
         issuer=issuer,
         password=secrets.token_urlsafe(PASSWORD_BYTES),
         max_store_mb=config.broker_max_store_mb,

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from agent.download import Fetcher
+from agent.identity import load_identity
+from agent.renewal import renew
 from fleet.access import WELCOME, log_in
 from fleet.broker_config import TlsFiles
 from fleet.ceremony import perform
@@ -23,7 +26,13 @@ from fleet.config import load_config
 from fleet.service import serve
 from fleet.setup import init_fleet
 from fleet.tls_files import context_of
-from skerry.errors import ConflictError, NotFoundError, UnreachableError, UsageError
+from skerry.errors import (
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from tests.fakes.mqtt_client import NOT_AUTHORIZED, MqttClient
 from tests.fakes.mqtt_device import until
 from tests.fakes.trusted import NOW
@@ -123,6 +132,15 @@ def enrol(running: Running, device: str, folder: Path) -> TlsFiles:
     return TlsFiles(both, both, both.with_name("ca.crt"))
 
 
+def fetch(running: Running, files: TlsFiles) -> bytes:
+    """Ask the device listener as a device does."""
+    fetcher = Fetcher(
+        running.info()["device_url"], timeout_s=10, ca_file=files.ca,
+        cert_file=files.certificate, key_file=files.key,
+    )  # fmt: skip
+    return fetcher.small("/tuf/catalog/metadata/1.root.json", 1 << 16)
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -161,12 +179,31 @@ def test_a_device_is_let_in_by_its_certificate_and_cut_when_it_is_rejected(
         until("another", lambda: log_in("127.0.0.1", port, two, "dev-02") == WELCOME)
         assert log_in("localhost", port, one, "dev-01") == WELCOME
         client = MqttClient(port, one, "dev-01")
+        for device in files:
+            assert b'"root"' in fetch(running, device)
+        # the device renews, and is let in with what it has then; the one before is over
+        old = (tmp_path / "old.pem", files[0].certificate.read_bytes())
+        old[0].write_bytes(old[1])
+        identity = load_identity(files[0].certificate.parent)
+        renew(identity, running.info()["device_url"])
+        assert b'"root"' in fetch(running, files[0])
+        with pytest.raises(UnreachableError, match="preauthorize it again"):
+            fetch(running, TlsFiles(old[0], old[0], files[0].ca))
+        one = context_of(files[0])
+        assert log_in("localhost", port, one, "dev-01") == WELCOME
+        client.close()
+        client = MqttClient(port, one, "dev-01")
         api, token = running.info()["api_url"], (ready / "admin.token").read_text().strip()
         began = time.monotonic()
         post(f"{api}/api/v1/devices/dev-01/rejected", token)
         until("the cut", lambda: not client.connected, 1.0)
         assert time.monotonic() - began < 1.0
         assert log_in("127.0.0.1", port, one, "dev-01") == NOT_AUTHORIZED
+        with pytest.raises(UnreachableError, match="is the device accepted"):
+            fetch(running, files[0])
+        with pytest.raises(RefusedError):
+            renew(identity, running.info()["device_url"])
+        assert b'"root"' in fetch(running, files[1])
         assert log_in("127.0.0.1", port, two, "dev-02") == WELCOME
         client.close()
     finally:
