@@ -1,0 +1,450 @@
+"""A stolen device key used from two places: noticed, shut out, told; and no replay does the same.
+
+Through the fleet's ingest, registry and quarantine on a real database; the last test through the
+real service and broker, with two real agents.
+"""
+
+import itertools
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from fleet import schema
+from fleet.access import accepted_devices
+from fleet.ceremony import perform
+from fleet.certificates import serial_of
+from fleet.ingest import Ingest, Message
+from fleet.quarantine import KIND, Quarantine
+from fleet.registry import Registry
+from fleet.setup import init_fleet
+from fleet.store import open_store
+from fleet.store_alerts import Alert
+from skerry.enrolment import EnrolRequest
+from skerry.keys import Signer
+from skerry.states import DeviceState
+from skerry.token import parse_token
+from skerry.topics import up
+from skerry.wire import Ack, Health, Hello, UpBody, UpType, seal_up
+from tests.attacks.identity import signed
+from tests.fakes.mqtt_device import until
+from tests.fakes.reporter import FLEET, SHARDS
+from tests.fakes.trusted import NOW, make_fleet
+from tests.fleet.test_service import ROOT, Running, get, post
+
+DEVICE = "dev-01"
+
+
+class Centre:
+    """A fleet without sockets, and what it did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.trusted = make_fleet(folder / "fleet")
+        self.url = f"sqlite:///{folder / 'fleet.db'}"
+        self.cut: list[str] = []
+        self.at_cut: list[object] = []
+        self.look: Callable[[], object] = lambda: None
+        self.now = NOW
+        self.acks: list[Ack] = []
+        self.greeted = 0
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again with what is in the database."""
+        self.store = open_store(self.url)
+        self.registry = Registry(
+            self.store.devices,
+            self.trusted.authority,
+            lambda: (self.trusted.catalog.root, self.trusted.director.root),
+            on_cut=self._cut,
+        )
+        self.quarantine = Quarantine(self.registry, self.store)
+        self.ingest = Ingest(
+            self.store.telemetry,
+            self,
+            fleet_id=FLEET,
+            shards=SHARDS,
+            on_fork=lambda device, why: self.quarantine.begin(device, why, self.now),
+        )
+
+    def _cut(self, device: str) -> None:
+        self.cut.append(device)
+        self.at_cut.append(self.look())
+
+    def ack(self, device: str, ack: Ack) -> None:
+        self.acks.append(ack)
+
+    def hello(self, device: str, hello: Hello) -> None:
+        self.greeted += 1
+
+    def enrol(self, device: str = DEVICE, *, again: bool = False) -> "Machine":
+        token = self.registry.preauthorize(
+            device, tags={}, fleet_url="https://127.0.0.1:8441", now=self.now, again=again
+        )
+        signer, secret = Signer.generate(), parse_token(token).secret
+        request = EnrolRequest(secret, signed(device), signer.public.raw)
+        self.registry.enrol(request, self.now)
+        return Machine(signer)
+
+    def hears(self, *messages: Message) -> dict[str, int]:
+        """Take messages in one after the other; return what was refused of them, by reason."""
+        before = self.refused()
+        for message in messages:
+            self.now += timedelta(seconds=1)
+            self.ingest.take([message], self.now.timestamp())
+        after = self.refused()
+        return {why: n - before.get(why, 0) for why, n in after.items() if n > before.get(why, 0)}
+
+    def refused(self) -> dict[str, int]:
+        t = schema.refused.c
+        with self.store.database.read() as connection:
+            rows = connection.execute(select(t.reason, func.sum(t.count)).group_by(t.reason))
+            return {reason: int(count) for reason, count in rows}
+
+    def talk(self, process: "Process", kind: UpType = "hello") -> dict[str, int]:
+        """A process says something, and hears the answer."""
+        before = len(self.acks)
+        refused = self.hears(process.says(kind))
+        if len(self.acks) > before:
+            process.mark = self.acks[-1].mark
+        return refused
+
+    @property
+    def alerts(self) -> list[Alert]:
+        return self.store.alerts.live_alerts(KIND)
+
+    @property
+    def last_seen(self) -> float | None:
+        return self.store.devices.views([DEVICE])[0].last_seen
+
+    def may_connect(self) -> bool:
+        record = self.store.devices.record(DEVICE)
+        assert record is not None
+        return self.registry.may_connect(DEVICE, serial_of(record.certificate))
+
+    def is_shut_out(self) -> bool:
+        (view,) = self.store.devices.views([DEVICE])
+        if view.state == DeviceState.ACCEPTED:
+            assert (view.state_reason, self.cut, self.alerts) == ("", [], [])
+            assert self.may_connect()
+            return False
+        assert view.state == DeviceState.PENDING
+        assert view.state_reason.startswith("two machines with one identity: ")
+        assert self.cut == [DEVICE]
+        assert [(alert.subject, alert.severity) for alert in self.alerts] == [(DEVICE, "critical")]
+        assert not self.may_connect()
+        return True
+
+
+@dataclass
+class Process:
+    """One run of an agent, as `agent.uplink` numbers and signs."""
+
+    signer: Signer
+    boot: str
+    clock: float = NOW.timestamp()
+    seq: int = 0
+    mark: str = ""
+    said: list[Message] = field(default_factory=list)
+
+    def says(self, kind: UpType = "hello", body: UpBody | None = None) -> Message:
+        self.seq += 1
+        self.clock += 1.0
+        payload = seal_up(
+            self.signer, dev=DEVICE, boot=self.boot, seq=self.seq, ts=self.clock, mono=1.0,
+            type=kind, body=body or (Hello("0.1.0", 0, 0) if kind == "hello" else Health()),
+            mark=self.mark,
+        )  # fmt: skip
+        self.said.append(Message(up(FLEET, SHARDS, DEVICE, kind), payload))
+        return self.said[-1]
+
+
+@dataclass
+class Machine:
+    """Whoever holds a device's report key; each start is a new boot."""
+
+    signer: Signer
+    boots: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def starts(self, clock: float = NOW.timestamp()) -> Process:
+        return Process(self.signer, f"boot-{next(self.boots)}-{random.randrange(1 << 32):x}", clock)
+
+
+@pytest.fixture
+def centre(tmp_path: Path) -> Iterator[Centre]:
+    centre = Centre(tmp_path)
+    yield centre
+    centre.store.close()
+
+
+# --- the attack -------------------------------------------------------------------------
+
+
+def take_turns(centre: Centre, device: Machine) -> None:
+    ours, theirs = device.starts(), device.starts()
+    for process in (ours, theirs, ours, theirs):
+        assert "forked" not in centre.talk(process)
+        centre.talk(process, "health")
+
+
+def sign_a_number_twice(centre: Centre, device: Machine) -> None:
+    ours = device.starts()
+    centre.talk(ours)
+    theirs = Process(ours.signer, ours.boot, seq=ours.seq)
+    assert centre.talk(ours, "health") == {}
+    centre.hears(theirs.says("hello"))
+
+
+def run_ahead(centre: Centre, device: Machine) -> None:
+    """The thief knows the boot, and goes on with numbers that the device will not reach."""
+    ours = device.starts()
+    centre.talk(ours)
+    theirs = Process(ours.signer, ours.boot, seq=1 << 40, mark=ours.mark)
+    assert centre.talk(theirs) == {}
+    ours.mark = theirs.mark  # the answer goes to both
+    assert centre.hears(ours.says("health")) == {"forked": 1}
+
+
+def restart_between(centre: Centre, device: Machine) -> None:
+    """The fleet ends and begins after every message."""
+    ours, theirs = device.starts(), device.starts()
+    for process in (ours, theirs, ours, theirs, ours, theirs):
+        centre.talk(process)
+        centre.store.close()
+        centre.start()
+
+
+@pytest.mark.parametrize(
+    "attack", [take_turns, sign_a_number_twice, run_ahead, restart_between]
+)  # fmt: skip
+def test_row_34_one_key_in_two_places(
+    centre: Centre, attack: Callable[[Centre, Machine], None]
+) -> None:
+    device = centre.enrol()
+    assert not centre.is_shut_out()
+    attack(centre, device)
+    assert centre.is_shut_out()
+    before = len(centre.acks), centre.greeted, centre.last_seen
+    assert centre.hears(device.starts().says()) == {"not_accepted": 1}
+    assert (len(centre.acks), centre.greeted, centre.last_seen) == before
+    assert centre.enrol("dev-02")  # and nobody else suffers
+    assert accepted_devices(centre.store.database) == ["dev-02"]
+
+
+# --- positive controls: the same set-up with one machine -----------------------------------
+
+
+def restarts(centre: Centre, device: Machine, _: random.Random) -> None:
+    for _boot in range(3):
+        process = device.starts()
+        for kind in ("hello", "health", "health", "hello"):
+            assert centre.talk(process, kind) == {}
+
+
+def clock_goes_back(centre: Centre, device: Machine, _: random.Random) -> None:
+    for clock in (NOW.timestamp(), 4e9, 0.0, NOW.timestamp() - 1e6):
+        process = device.starts(clock)
+        assert centre.talk(process) == {}
+        process.clock -= 500.0  # also while it runs
+        assert centre.talk(process, "health") == {}
+
+
+def replayed(centre: Centre, device: Machine, rng: random.Random) -> None:
+    """The broker repeats all that it has ever heard, in any order, between any two messages."""
+    said: list[Message] = []
+    for _boot in range(3):
+        process = device.starts()
+        for kind in ("hello", "health", "hello", "health"):
+            assert centre.talk(process, kind) == {}
+            said += process.said[-1:]
+            seen = centre.last_seen
+            again = rng.choices(said, k=5)
+            answered = len(centre.acks), centre.greeted
+            assert centre.hears(*again) == {"repeated": 5}
+            assert (centre.last_seen, len(centre.acks), centre.greeted) == (seen, *answered)
+
+
+def held_back(centre: Centre, device: Machine, rng: random.Random) -> None:
+    """The broker holds messages back for as long as it likes, also a whole boot."""
+    held: list[Message] = []
+    for boot in range(5):
+        process = device.starts()
+        for kind in ("hello", "health", "health", "hello"):
+            if boot == 1 or rng.random() < 0.3:
+                held.append(process.says(kind))
+            else:
+                centre.talk(process, kind)
+            if held and rng.random() < 0.3:
+                centre.hears(held.pop(rng.randrange(len(held))))
+    centre.hears(*rng.sample(held, len(held)))
+    last = device.starts()
+    assert centre.talk(last) == {}
+    assert centre.talk(last, "health") == {}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("honest", [restarts, clock_goes_back, replayed, held_back])
+def test_row_34_one_machine_is_never_shut_out(
+    centre: Centre, honest: Callable[[Centre, Machine, random.Random], None], seed: int
+) -> None:
+    honest(centre, centre.enrol(), random.Random(seed))
+    assert not centre.is_shut_out()
+    assert "forked" not in centre.refused()
+
+
+# --- what an operator does ------------------------------------------------------------------
+
+
+def test_row_34_an_operator_lets_one_machine_in_again(centre: Centre) -> None:
+    device = centre.enrol()
+    take_turns(centre, device)
+    assert centre.is_shut_out()
+    centre.registry.move(DEVICE, DeviceState.ACCEPTED, centre.now)
+    centre.quarantine.look(centre.now)
+    centre.cut.clear()
+    assert not centre.is_shut_out()
+    alone = device.starts()
+    for kind in ("hello", "health", "hello"):
+        assert centre.talk(alone, kind) == {}
+    assert not centre.is_shut_out()
+    back = device.starts()  # the thief has not gone
+    for process in (back, alone, back, alone):
+        centre.talk(process)
+    assert centre.is_shut_out()
+
+
+def test_row_34_the_identity_is_given_to_one_machine_anew(centre: Centre) -> None:
+    thief = centre.enrol()
+    take_turns(centre, thief)
+    assert centre.is_shut_out()
+    owner = centre.enrol(again=True)
+    centre.quarantine.look(centre.now)
+    centre.cut.clear()
+    assert not centre.is_shut_out()
+    process = owner.starts()
+    assert centre.talk(process) == {}
+    assert centre.hears(thief.starts().says()) == {"unknown_key": 1}
+    assert centre.talk(process, "health") == {}
+    assert not centre.is_shut_out()
+
+
+def test_row_34_a_fleet_that_died_halfway_still_tells(centre: Centre) -> None:
+    device = centre.enrol()
+    centre.registry.quarantine(DEVICE, "two machines with one identity: x", centre.now)
+    assert centre.alerts == []
+    centre.quarantine.look(centre.now)
+    assert centre.is_shut_out()
+    assert centre.hears(device.starts().says()) == {"not_accepted": 1}
+
+
+# --- signs of life ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hello", "health"])
+def test_row_26_a_dead_device_does_not_look_alive(centre: Centre, kind: UpType) -> None:
+    device = centre.enrol()
+    first, second = device.starts(), device.starts()
+    for process in (first, second):
+        assert centre.talk(process) == {}
+        assert centre.talk(process, kind) == {}
+    seen, greeted, acks = centre.last_seen, centre.greeted, len(centre.acks)
+    for again in (False, True):  # also by a fleet that was started again
+        said = [*first.said, *second.said]
+        assert centre.hears(*said) == {"repeated": 4}
+        assert (centre.last_seen, centre.greeted, len(centre.acks)) == (seen, greeted, acks)
+        if not again:
+            centre.store.close()
+            centre.start()
+    assert centre.talk(second, kind) == {}
+    assert centre.last_seen != seen
+
+
+# --- the order of a revocation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [DeviceState.REJECTED, DeviceState.DECOMMISSIONED, None])
+def test_row_33_state_comes_first_then_the_connection(
+    centre: Centre, state: DeviceState | None
+) -> None:
+    """By the time that the broker is told to cut, nothing lets the device in or listens to it."""
+    process = centre.enrol().starts()
+    assert centre.talk(process) == {}
+    centre.look = lambda: (
+        centre.store.devices.device_state(DEVICE),
+        centre.hears(process.says("health")),
+        centre.may_connect(),
+        accepted_devices(centre.store.database),
+    )
+    if state is None:
+        centre.quarantine.begin(DEVICE, "seen twice", centre.now)
+    else:
+        centre.registry.move(DEVICE, state, centre.now)
+    after = (state or DeviceState.PENDING, {"not_accepted": 1}, False, [])
+    assert (centre.cut, centre.at_cut) == ([DEVICE], [after])
+
+
+# --- through the real service --------------------------------------------------------------
+
+
+class Agent:
+    """An agent in a process of its own."""
+
+    def __init__(self, state: Path) -> None:
+        settings = state.with_suffix(".toml")
+        settings.write_text(
+            "http_port = 0\nreconnect_base_s = 0.3\nreconnect_cap_s = 0.6\nhealth_s = 0.2\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "run", "--state", state, "--config", settings],
+            cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def test_row_34_two_real_agents_with_one_identity(tmp_path: Path) -> None:
+    ready = tmp_path / "fleet"
+    init_fleet(ready, "demo", now=NOW)
+    perform(ready, tmp_path / "keys", ("acme",), passphrase=lambda _: b"long enough", now=NOW)
+    fleet = Running(ready)
+    agents: list[Agent] = []
+    try:
+        api = fleet.info()["api_url"] + "/api/v1"
+        token = (ready / "admin.token").read_text().strip()
+        made = post(f"{api}/devices/preauthorize", token, {"device_id": DEVICE, "tags": {}})
+        state, copy = tmp_path / "device", tmp_path / "copy"
+        enrol = [sys.executable, "-m", "agent", "enroll", "--state", state, "--token"]
+        subprocess.run([*enrol, made["token"]], cwd=ROOT, check=True, capture_output=True)
+        shutil.copytree(state, copy)
+
+        def asked(path: str) -> Any:
+            return json.loads(get(f"{api}/{path}", token))
+
+        def shown() -> Any:
+            return asked(f"devices/{DEVICE}")
+
+        for _ in range(3):  # restarts of one machine, each heard of at length
+            agents.append(Agent(state))
+            until("a sign of life", lambda: shown()["connected"], 20.0)
+            agents.pop().end()
+        assert (shown()["state"], shown()["state_reason"]) == ("accepted", "")
+        agents += [Agent(state), Agent(copy)]
+        until("the quarantine", lambda: shown()["state"] == "pending", 30.0)
+        assert "two machines with one identity" in str(shown()["state_reason"])
+        (alert,) = asked("alerts")["items"]
+        assert (alert["kind"], alert["subject"]) == (KIND, DEVICE)
+    finally:
+        for agent in agents:
+            agent.end()
+        fleet.end()
