@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
 
 from skerry.errors import NotFoundError, TrustError, UsageError
 
-__all__ = ["Passphrase", "open_pem", "public_key", "public_pem", "read_public"]
+__all__ = ["Passphrase", "checked", "open_pem", "public_key", "public_pem", "read_public"]
 
 MAX_PEM_BYTES: Final = 64 * 1024
 
@@ -94,6 +95,23 @@ def public_pem(key: SSlibKey) -> bytes:
         return str(public).encode()
     raw = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
     return raw.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def checked(key: SSlibKey, payload: bytes, signature: bytes, whose: str) -> Signature:
+    """Return a foreign signer's answer, once it is known to be a signature by this key.
+
+    Raises:
+        TrustError: it is none.
+    """
+    made = Signature(key.keyid, signature.hex())
+    try:
+        key.verify_signature(made, payload)
+    except (UnverifiedSignatureError, VerificationError):
+        raise TrustError(
+            f"expected a signature by key {key.keyid[:16]} from {whose}, got {len(signature)} bytes "
+            "that are none; check that the public key is the one of this private key"
+        ) from None
+    return made
 
 
 def _is_encrypted(pem: bytes) -> bool:

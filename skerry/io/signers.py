@@ -16,6 +16,7 @@ from typing import Final
 from securesystemslib.signer import Signer
 
 from skerry.errors import UsageError
+from skerry.io.exec_signer import open_exec
 from skerry.io.key_files import Passphrase, open_pem, public_key, public_pem, read_public
 
 __all__ = ["FORMS", "Passphrase", "open_signer", "public_key", "public_pem", "read_public"]
@@ -36,10 +37,18 @@ def open_signer(spec: str, passphrase: Passphrase) -> Signer:
     Raises:
         UsageError: none of the three forms, or a file that cannot be read.
         NotFoundError: no such file, token or key.
-        TrustError: `key_unreadable`: not a key, or the passphrase does not open it; `key_type`:
-            neither Ed25519 nor ECDSA P-256.
+        TrustError: `key_unreadable`: not a key, or the passphrase or PIN does not open it;
+            `key_type`: neither Ed25519 nor ECDSA P-256; `signer_failed`: a token refused.
+        UnreachableError: the module of a token does not start.
     """
     scheme = SCHEME.match(spec)
+    name = scheme[0].lower() if scheme else ""
+    if name == "pkcs11:":
+        from skerry.io.pkcs11_signer import open_pkcs11  # its library takes a moment to load
+
+        return open_pkcs11(spec, passphrase)
+    if name == "exec:":
+        return open_exec(spec)
     if scheme or not spec:
         raise UsageError(f"expected a key as {FORMS}; got {spec!r}")
     return open_pem(Path(spec), passphrase)

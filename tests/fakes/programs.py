@@ -1,4 +1,6 @@
-"""Where the foreign programs are that some tests drive: a broker, a browser, a database server."""
+"""Where the foreign programs are that some tests drive: a broker, a browser, a database server, a
+security module.
+"""
 
 import os
 import shutil
@@ -16,6 +18,7 @@ NEEDS = {
     "mosquitto": (("mosquitto",), "mosquitto"),
     "chromium": (("chromium", "chromedriver"), "chromium chromium-driver"),
     "postgres": (("initdb", "postgres"), "postgresql"),
+    "softhsm": (("softhsm2-util",), "softhsm2"),
 }
 
 
