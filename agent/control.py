@@ -310,8 +310,7 @@ class Control:
             dropped_records=self._supervisor.unrecorded,
             serve_restarts=self._supervisor.restarts,
             uptime_s=round(now - self._started, 1),
-            stale=bool(self._trust.stale()),
-            trust_code=self._trust.code,
+            trust=self._trust.summary(),
         )
 
     def _say_presence(self, *, online: bool) -> None:

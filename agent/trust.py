@@ -102,6 +102,10 @@ class Trust:
         now = self.now()
         return sorted(name for name, until in self._state().until.items() if until <= now)
 
+    def summary(self) -> str:
+        """Return what is wrong with metadata here, empty if nothing is."""
+        return ", ".join(word for word in ("stale" if self.stale() else "", self.code) if word)
+
     def clock_off_s(self) -> int:
         """Return how far the system's clock is ahead of the proven time, in seconds."""
         proven = self.clock.proven()

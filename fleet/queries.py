@@ -57,6 +57,7 @@ class Queries:
         query = (
             select(
                 t, live.c.last_seen, live.c.agent, live.c.outbox_records, live.c.dropped_records,
+                live.c.trust,
                 told.c.version.label("reported_version"), told.c.slots,
                 told.c.desired_version.label("applied"), want.c.version.label("desired_version"),
             )
@@ -292,6 +293,7 @@ def _device(row: AnyRow, now: float) -> DeviceView:
         in_sync=applied == desired,
         outbox_records=row.outbox_records or 0,
         dropped_records=row.dropped_records or 0,
+        trust=row.trust or "",
     )
 
 

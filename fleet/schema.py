@@ -85,6 +85,7 @@ liveness = Table(  # apart from `devices`: it changes with every message
     Column("outbox_bytes", BigInteger, nullable=False, server_default="0"),
     Column("dropped_records", BigInteger, nullable=False, server_default="0"),
     Column("serve_restarts", BigInteger, nullable=False, server_default="0"),
+    Column("trust", Short, nullable=False, server_default=""),  # wire.Health.trust
 )
 
 voices = Table(

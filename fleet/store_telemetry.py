@@ -220,6 +220,7 @@ class TelemetryTransaction:
                     outbox_bytes=_bounded(body.outbox_bytes),
                     dropped_records=_bounded(body.dropped_records),
                     serve_restarts=_bounded(body.serve_restarts),
+                    trust="".join(filter(str.isprintable, body.trust[:128])),
                 )
 
     def voice(self, device: str) -> Voice:

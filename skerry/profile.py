@@ -14,6 +14,8 @@ from skerry.manifest import Variant
 __all__ = ["ANY_CLASS", "DeviceProfile", "Inventory", "hw_class", "incompatibility"]
 
 ANY_CLASS: Final = "any"
+# the highest opset of ai.onnx by release of onnxruntime, as it says itself when asked for more
+MAX_OPSETS: Final = {(1, 32): 28}
 
 
 class Inventory(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,6 +62,19 @@ def incompatibility(variant: Variant, inventory: Inventory, agent: tuple[int, ..
     if variant.provider not in inventory.providers:
         have = ", ".join(inventory.providers)
         return f"needs {variant.provider}; this device has {have or 'none'}"
+    most = _max_opset(inventory.onnxruntime)
+    if most is not None and variant.opset > most:
+        return f"needs opset {variant.opset}; onnxruntime {inventory.onnxruntime} has {most}"
     if agent < tuple(int(part) for part in variant.min_agent.split(".")):
         return f"needs agent {variant.min_agent} or newer"
     return None
+
+
+def _max_opset(onnxruntime: str) -> int | None:
+    """Return the highest opset of a release, None if that is not known here: a smoke run tells."""
+    parts = onnxruntime.split(".")[:2]
+    if len(parts) < 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        return None
+    release = (int(parts[0]), int(parts[1]))
+    later = [version for version in sorted(MAX_OPSETS) if version >= release]
+    return MAX_OPSETS[later[0]] if later else None

@@ -164,8 +164,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     dropped_records: int = 0
     serve_restarts: int = 0
     uptime_s: float = 0.0
-    stale: bool = False  # no fresh metadata for too long: updates wait
-    trust_code: str = ""  # why metadata is refused
+    trust: str = ""  # "stale" without fresh metadata for a week, and the code of what is refused
 
 
 UpType = Literal["hello", "reported", "telemetry", "result", "health"]

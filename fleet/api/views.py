@@ -58,6 +58,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     in_sync: bool  # it applied the latest desired
     outbox_records: int
     dropped_records: int
+    trust: str  # empty, or what keeps the device from updates: stale metadata, a refusal's code
 
 
 class TokenView(msgspec.Struct, frozen=True):

@@ -29,7 +29,11 @@ OLD, NEW = "1.0.0", "1.1.0"
 PATIENCE_S = 5.0
 HEALTHY = LiveStats(answered=100, errors=0, p50_us=900.0, p99_us=2_000.0, seconds=10.0)
 INVENTORY = Inventory(
-    agent="0.1.0", platform="linux-x86_64", isa=["avx2"], providers=["CPUExecutionProvider"]
+    agent="0.1.0",
+    platform="linux-x86_64",
+    isa=["avx2"],
+    providers=["CPUExecutionProvider"],
+    onnxruntime="1.32.0",
 )
 HW_CLASS = hw_class(INVENTORY)
 

@@ -41,6 +41,7 @@ from skerry.canonical import sha256, to_msgpack
 from skerry.custom import catalog_custom, director_custom
 from skerry.errors import NotFoundError
 from skerry.keys import Signer
+from skerry.manifest import Manifest
 from skerry.trust import CatalogTarget, DirectorTarget
 from skerry.wire import (
     Desired,
@@ -100,9 +101,19 @@ class Site:
     network: Network
     device: Device
     clock: types.SimpleNamespace
+    server: FileServer
     director_versions: int = 0
     desired_versions: int = 0
     orders: int = 0
+
+    @property
+    def requests(self) -> list[tuple[str, str | None]]:
+        """What was asked for over HTTP: path and range."""
+        return self.server.requests
+
+    def manifest(self, release: CatalogTarget) -> Manifest:
+        """The manifest of a published release."""
+        return self.trusted.bundles.open(release).manifest
 
     @property
     def now(self) -> datetime:
@@ -339,7 +350,7 @@ def open_site(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Site]:
     trusted = make_fleet(folder / "fleet", ("acme", "globex"))
     with FileServer() as server:
         server.files = network = Network(trusted)
-        yield Site(trusted, network, Device(folder / "device", server.url, trusted), clock)
+        yield Site(trusted, network, Device(folder / "device", server.url, trusted), clock, server)
 
 
 def flipped(data: bytes) -> bytes:

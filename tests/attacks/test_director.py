@@ -176,6 +176,20 @@ async def test_row_16_other_hardware_under_a_forged_class(site: Site) -> None:
     assert await forged(site, site.order(site.publish("1.2.0"))) == committed("1.2.0")
 
 
+@pytest.mark.parametrize(
+    ("opset", "expected"),
+    [(29, Outcome("incompatible", "no_variant", OLD)), (28, committed())],
+)
+async def test_row_16_a_release_of_another_opset(site: Site, opset: int, expected: Outcome) -> None:
+    """The manifest tells, before the model is fetched."""
+    release = site.publish(opset=opset)
+    assert await forged(site, site.order(release)) == expected
+    fetched = [path for path, _ in site.requests if "/blobs/" in path]
+    told = {path.rpartition("/")[2] for path in fetched}
+    manifest = site.manifest(release)
+    assert (manifest.variants[0].file.digest in told) == (expected == committed())
+
+
 async def test_row_16_a_release_for_another_slot(site: Site) -> None:
     release = site.publish()
     order = site.order(release, slot="writer")

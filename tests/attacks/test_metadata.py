@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from agent.status import read_status
 from skerry.bundle import parse_oci_manifest
 from skerry.keys import Signer
 from skerry.manifest import parse_manifest
@@ -125,6 +126,26 @@ async def test_row_04_freeze(site: Site, repository: str) -> None:
     assert await site.tell(files, order) == refused("metadata_expired")
     site.trusted.catalog.renew(site.now)
     assert await site.install(release) == committed()
+
+
+async def test_row_04_a_device_that_is_shown_nothing_new_says_so(site: Site) -> None:
+    """Stale in its status and to its fleet, while the old model serves; fresh again by itself."""
+    control = site.device.control
+    order = site.order(site.trusted.catalog.releases()[0], assignment="a-1")  # what runs
+    site.wait(timedelta(days=6), renew=False)
+    assert control._health(0.0).trust == ""
+    site.wait(timedelta(days=2), renew=False)
+    assert control._health(0.0).trust == "stale"
+    assert await control._trust.look(ask=True) is False  # the fleet has nothing newer
+    control._write_status()
+    status = read_status(site.device.layout.status)
+    assert status is not None
+    assert status.stale == ["catalog", "director"]
+    assert site.device.serves == OLD
+    site.trusted.catalog.renew(site.now)
+    site.device.hear(site.desired(site.signed(order), order))
+    assert await control._trust.look(ask=True)
+    assert (control._health(0.0).trust, site.device.serves) == ("", OLD)
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets"])

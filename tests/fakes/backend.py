@@ -92,7 +92,14 @@ def seed(path: Path) -> FakeBackend:
         for device in ("harbour-01", "harbour-02"):
             tags = to_json({"site": "harbour", "note": HOSTILE}).decode()
             add(schema.devices, device=device, state="accepted", tags=tags, created_at=NOW)
-        add(schema.liveness, device="harbour-01", last_seen=time.time(), device_ts=NOW, boot="b")
+        add(
+            schema.liveness,
+            device="harbour-01",
+            last_seen=time.time(),
+            device_ts=NOW,
+            boot="b",
+            trust="stale, root_expired",
+        )
         add(
             schema.releases, target=plan.target, publisher="acme", model="reader",
             model_version="1.1.0", bundle=BUNDLE, length=1, release_counter=1, hw_classes='["any"]',

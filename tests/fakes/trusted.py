@@ -107,6 +107,7 @@ def make_bundle(
     model: str = "reader",
     weights: bytes = b"weights",
     hw_classes: Sequence[str] = ("any",),
+    opset: int = 17,
 ) -> bytes:
     """Return a bundle file; its layers are no real model, which nobody here loads."""
     layers = {
@@ -127,7 +128,7 @@ def make_bundle(
                 precision="fp32",
                 provider="CPUExecutionProvider",
                 hw_classes=list(hw_classes),
-                opset=17,
+                opset=opset,
                 min_agent="0.1.0",
                 accuracy=Accuracy("accuracy", 0.9, 100, "avx2"),
             )

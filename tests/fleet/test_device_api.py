@@ -232,6 +232,16 @@ async def test_metadata_is_served_and_only_what_never_changes_may_be_kept(
             assert ("immutable" in response.headers["Cache-Control"]) is kept
 
 
+async def test_metadata_that_is_held_already_is_not_sent_again(listening: Listening) -> None:
+    url = f"{listening.url}/tuf/catalog/metadata/timestamp.json"
+    async with listening.http.get(url) as response:
+        tag = response.headers["ETag"]
+    async with listening.http.get(url, headers={"If-None-Match": tag}) as response:
+        assert (response.status, await response.read()) == (304, b"")
+    async with listening.http.get(url, headers={"If-None-Match": '"other"'}) as response:
+        assert response.status == 200
+
+
 async def test_a_device_that_takes_nothing_loses_its_place(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from skerry.manifest import (
     Manifest,
     TensorSpec,
 )
-from skerry.profile import Inventory, incompatibility
+from skerry.profile import MAX_OPSETS, Inventory, incompatibility
 from skerry.sketch import CategoricalCounts, CategoricalSpec, NumericCounts, NumericSpec
 from tests.fakes.manifests import tiny_manifest
 
@@ -129,3 +129,36 @@ def test_whether_a_variant_runs_is_told_with_the_reason(
     inventory: Inventory, agent: tuple[int, ...], reason: str | None
 ) -> None:
     assert incompatibility(MANIFEST.variants[0], inventory, agent) == reason
+
+
+@pytest.mark.parametrize(
+    ("onnxruntime", "opset", "fits"),
+    [("1.32.0", 28, True), ("1.32.0", 29, False), ("1.30.1", 29, False), ("2.0.0", 99, True),
+     ("", 99, True), ("nightly", 99, True)],
+)  # fmt: skip
+def test_a_variant_of_a_higher_opset_is_passed_over(
+    onnxruntime: str, opset: int, fits: bool
+) -> None:
+    variant = msgspec.structs.replace(MANIFEST.variants[0], opset=opset, hw_classes=["any"])
+    inventory = Inventory(providers=[variant.provider], onnxruntime=onnxruntime)
+    reason = incompatibility(variant, inventory, (9, 9, 9))
+    assert (reason is None) is fits
+    assert fits or f"needs opset {opset}" in str(reason)
+
+
+def test_the_highest_opset_is_what_onnxruntime_says() -> None:
+    helper = pytest.importorskip("onnx").helper
+    runtime = pytest.importorskip("onnxruntime")
+    release = tuple(int(part) for part in runtime.__version__.split(".")[:2])
+    if release not in MAX_OPSETS:
+        pytest.skip(f"onnxruntime {runtime.__version__} is newer than the table")
+    for opset, good in ((MAX_OPSETS[release], True), (MAX_OPSETS[release] + 1, False)):
+        x, y = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        model.ir_version = 9
+        if good:
+            runtime.InferenceSession(model.SerializeToString())
+        else:
+            with pytest.raises(Exception, match=f"till opset {MAX_OPSETS[release]}"):
+                runtime.InferenceSession(model.SerializeToString())

@@ -16,6 +16,10 @@ def upgrade() -> None:
     with op.batch_alter_table("devices", schema=None) as batch_op:
         batch_op.add_column(sa.Column("previous_certificate", sa.Text(), nullable=True))
         batch_op.add_column(sa.Column("state_reason", sa.Text(), server_default="", nullable=False))
+    with op.batch_alter_table("liveness", schema=None) as batch_op:
+        batch_op.add_column(
+            sa.Column("trust", sa.String(length=128), server_default="", nullable=False)
+        )
     op.create_table(
         "voices",
         sa.Column("device", sa.String(length=63), nullable=False),

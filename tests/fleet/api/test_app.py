@@ -92,6 +92,7 @@ async def test_devices_say_what_they_are_and_run(client: Client) -> None:
     first, second = (await get(client, "/api/v1/devices"))["items"]
     assert (first["device_id"], first["connected"]) == ("harbour-01", True)
     assert (second["connected"], second["last_seen"]) == (False, None)
+    assert (first["trust"], second["trust"]) == ("stale, root_expired", "")
     assert (await get(client, "/api/v1/devices/harbour-02"))["tags"]["site"] == "harbour"
 
 
