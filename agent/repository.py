@@ -36,7 +36,7 @@ from agent.download import Fetcher
 from agent.slots import fsync_dir
 from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError
 
-__all__ = ["LIMITS", "Carried", "Remote", "Repository", "refusal_code"]
+__all__ = ["LIMITS", "Carried", "Remote", "Repository", "is_root", "refusal_code"]
 
 LIMITS: Final = UpdaterConfig(
     max_root_rotations=32,
@@ -93,7 +93,7 @@ class Carried(FetcherInterface):
         name = url.rpartition("/")[2]
         if name in self._files:
             return iter((self._files[name],))
-        if self._roots is not None and _ROOT_NAME.fullmatch(name):
+        if self._roots is not None and is_root(name):
             return self._roots.fetch(url)
         raise DownloadHTTPError(f"the message carries no {name}", 404)
 
@@ -187,6 +187,11 @@ class Repository:
                 finally:
                     os.close(fd)
             fsync_dir(Path(folder))
+
+
+def is_root(name: str) -> bool:
+    """Tell whether a file name is that of a root, ``<n>.root.json``."""
+    return _ROOT_NAME.fullmatch(name) is not None
 
 
 def refusal_code(error: Exception) -> str:

@@ -19,7 +19,7 @@ from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf.api.metadata import Targets
 
 from agent.download import Fetcher
-from agent.repository import Carried, Remote, Repository, refusal_code
+from agent.repository import Carried, Remote, Repository, is_root, refusal_code
 from agent.verify import MAX_REQUEST_BYTES, VerifyAnswer, VerifyRequest
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.custom import catalog_target, director_target, message_keys
@@ -105,6 +105,13 @@ class _Verification:
         newer = root.version > max(request.root_floor, first)
         signed = standing_times(request.signed, keys) if newer else request.signed
         self._now = max(request.now, *(time.at for time in signed), 0.0)
+        carried = [int(name.partition(".")[0]) for name in request.director if is_root(name)]
+        if max(carried, default=0) > root.version:
+            raise TrustError(
+                f"expected every root up to {max(carried)}, which the message carries, "
+                f"got none after {root.version}",
+                "root_missing",
+            )
         if not request.director and not request.target:
             return  # nothing was ever assigned here
         director.refresh(self._now)
