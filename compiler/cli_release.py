@@ -18,10 +18,11 @@ from compiler.command import (
     Command,
     fleet_option,
     json_option,
+    key_option,
     load_bundle,
     load_public,
-    load_signer,
     load_token,
+    open_key,
     passphrase_option,
     read_file,
     write_file,
@@ -70,7 +71,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.command(cls=Command)
 @click.argument("bundle", type=PATH)
 @click.option("--publisher", required=True, help="The publisher's name, as in the catalog.")
-@click.option("--key", type=PATH, required=True, help="The publisher's private key, a PEM.")
+@key_option
 @passphrase_option
 @fleet_option
 @click.option("--metadata", type=PATH, help="The current metadata, instead of asking a fleet.")
@@ -79,7 +80,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def sign(
     bundle: Path,
     publisher: str,
-    key: Path,
+    key: str,
     passphrase_file: Path | None,
     fleet: str | None,
     metadata: Path | None,
@@ -92,7 +93,7 @@ def sign(
     publisher's first release.
     """
     content = load_bundle(bundle)
-    signer = load_signer(key, passphrase_file)
+    signer = open_key(key, passphrase_file)
     release = release_of(content, publisher)
     current = _current(publisher, fleet, metadata)
     signed = add_release(current, release, signer, now=datetime.now(UTC))

@@ -8,22 +8,33 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.signer import Signer as TufSigner
+from securesystemslib.signer import SSlibKey
 
 from skerry.bundle import Bundle, read_bundle
 from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UsageError
-from skerry.keys import PublicKey, Signer
+from skerry.io.key_files import open_pem
+from skerry.io.signers import (
+    FORMS,
+    PASSPHRASE_HELP,
+    Passphrase,
+    open_signer,
+    passphrase_from,
+    read_public,
+)
+from skerry.keys import Signer
 
 __all__ = [
     "PATH",
     "Command",
     "fleet_option",
     "json_option",
+    "key_option",
     "load_bundle",
     "load_public",
     "load_signer",
     "load_token",
+    "open_key",
     "passphrase_option",
     "read_file",
     "write_file",
@@ -31,8 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PASSPHRASE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - the variable's name
-TOKEN: Final = "SKERRY_TOKEN"  # noqa: S105 - as above
+TOKEN: Final = "SKERRY_TOKEN"  # noqa: S105 - the variable's name
 PATH: Final = click.Path(path_type=Path)
 
 
@@ -52,9 +62,8 @@ class Command(click.Command):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 fleet_option = click.option("--fleet", envvar="SKERRY_FLEET", help="URL of the fleet's API.")
-passphrase_option = click.option(
-    "--passphrase-file", type=PATH, help=f"File with the key's passphrase (or ${PASSPHRASE})."
-)
+passphrase_option = click.option("--passphrase-file", type=PATH, help=PASSPHRASE_HELP)
+key_option = click.option("--key", metavar="KEY", required=True, help=f"The private key: {FORMS}.")
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -109,54 +118,43 @@ def load_bundle(path: Path) -> Bundle:
     return _opened(path, "a bundle", load)
 
 
-def _passphrase(path: Path | None) -> bytes | None:
-    if path is not None:
-        return read_file(path, "a passphrase").rstrip(b"\r\n")
-    given = os.environ.get(PASSPHRASE)
-    if given:
-        return given.encode()
-    if sys.stdin.isatty():
-        return str(click.prompt("Passphrase of the key", hide_input=True, err=True)).encode()
-    return None
+def open_key(key: str, passphrase_file: Path | None) -> TufSigner:
+    """Return the signer that `--key` names: a file's, a token's or a command's.
+
+    Raises:
+        SkerryError: as `skerry.io.signers.open_signer` does.
+    """
+    return open_signer(key, _passphrase(passphrase_file))
 
 
 def load_signer(key: Path, passphrase_file: Path | None) -> Signer:
-    """Return a private key; its passphrase is in the file, the environment, or asked for.
+    """Return a private Ed25519 key of a file.
 
     Raises:
         NotFoundError: no such file.
         TrustError: not an Ed25519 key, or the passphrase does not open it.
     """
     pem = read_file(key, "a key")
-    passphrase = _passphrase(passphrase_file) if b"BEGIN ENCRYPTED" in pem else None
-    if passphrase is None and b"BEGIN ENCRYPTED" in pem:
-        raise TrustError(
-            f"expected the passphrase of {key}; give --passphrase-file, or set {PASSPHRASE}",
-            "key_unreadable",
-        )
+    locked = b"BEGIN ENCRYPTED" in pem
+    passphrase = _passphrase(passphrase_file)(str(key)) if locked else None
     try:
         return Signer.from_pem(pem, passphrase)
     except TrustError as error:
         raise TrustError(f"{key}: {error}", error.code) from None
 
 
-def load_public(key: Path, passphrase_file: Path | None) -> PublicKey:
+def load_public(key: Path, passphrase_file: Path | None) -> SSlibKey:
     """Return a public key, or the public half of a private one.
 
     Raises:
         NotFoundError: no such file.
-        TrustError: not an Ed25519 key.
+        TrustError: neither an Ed25519 nor an ECDSA P-256 key.
     """
-    pem = read_file(key, "a key")
-    if b"PRIVATE KEY" in pem:
-        return load_signer(key, passphrase_file).public
-    try:
-        public = load_pem_public_key(pem)
-    except ValueError as error:
-        raise TrustError(f"expected a public key PEM in {key}: {error}", "key_unreadable") from None
-    if not isinstance(public, Ed25519PublicKey):
-        raise TrustError(f"expected an Ed25519 key in {key}", "key_type")
-    return PublicKey(public.public_bytes_raw())
+    if b"PRIVATE KEY" not in read_file(key, "a key"):
+        return read_public(key)
+    public = open_pem(key, _passphrase(passphrase_file)).public_key
+    assert isinstance(public, SSlibKey)
+    return public
 
 
 def load_token(path: Path | None) -> str:
@@ -171,6 +169,14 @@ def load_token(path: Path | None) -> str:
     if not token or not token.isascii() or not token.isprintable():
         raise UsageError(f"expected an operator's token: give --token-file, or set {TOKEN}")
     return token
+
+
+def _passphrase(file: Path | None) -> Passphrase:
+    return passphrase_from(file, os.environ, _ask if sys.stdin.isatty() else None)
+
+
+def _ask(what: str) -> str:
+    return str(click.prompt(f"Passphrase or PIN of {what}", hide_input=True, err=True))
 
 
 def _opened(path: Path, what: str, load: Callable[[], T]) -> T:

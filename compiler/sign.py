@@ -18,6 +18,7 @@ from typing import Final
 
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import Signer as TufSigner
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization import DeserializationError, SerializationError
@@ -70,7 +71,7 @@ def release_of(bundle: Bundle, publisher: str) -> Release:
 def add_release(
     current: bytes | None,
     release: Release,
-    signer: Signer,
+    signer: TufSigner | Signer,
     *,
     now: datetime,
     trusted: Sequence[SSlibKey] = (),
@@ -92,7 +93,7 @@ def add_release(
         FormatError: the current metadata is none.
         TrustError: the current metadata was not signed by this publisher.
     """
-    key = CryptoSigner(signer.private_key)
+    key = CryptoSigner(signer.private_key) if isinstance(signer, Signer) else signer
     if current is None:
         metadata = Metadata(Targets(version=1))
     else:
@@ -158,7 +159,7 @@ def verify_signature(metadata: Metadata[Targets], keys: Sequence[SSlibKey]) -> N
     raise TrustError(f"expected metadata signed by key {wanted}; it carries signatures of {got}")
 
 
-def _public(key: CryptoSigner) -> SSlibKey:
+def _public(key: TufSigner) -> SSlibKey:
     public = key.public_key
     assert isinstance(public, SSlibKey)
     return public

@@ -37,7 +37,7 @@ def tuf_key(public: PublicKey) -> SSlibKey:
     return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(public.raw))
 
 
-def verify_with_key(release: Release, metadata: bytes, key: PublicKey, *, now: datetime) -> int:
+def verify_with_key(release: Release, metadata: bytes, key: SSlibKey, *, now: datetime) -> int:
     """Check a release against metadata signed by a publisher's key.
 
     Args:
@@ -54,7 +54,7 @@ def verify_with_key(release: Release, metadata: bytes, key: PublicKey, *, now: d
         TrustError: wrong key, expired, or not about this bundle.
     """
     signed = parse_targets(metadata)
-    verify_signature(signed, [tuf_key(key)])
+    verify_signature(signed, [key])
     if signed.signed.is_expired(now):
         raise TrustError(
             f"the metadata expired at {signed.signed.expires:%Y-%m-%d}; sign again", "expired"

@@ -10,18 +10,32 @@ and only when it is needed; it is never part of the name.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from securesystemslib.signer import Signer
 
-from skerry.errors import UsageError
+from skerry.errors import NotFoundError, TrustError, UsageError
 from skerry.io.exec_signer import open_exec
 from skerry.io.key_files import Passphrase, open_pem, public_key, public_pem, read_public
 
-__all__ = ["FORMS", "Passphrase", "open_signer", "public_key", "public_pem", "read_public"]
+__all__ = [
+    "FORMS",
+    "PASSPHRASE_HELP",
+    "PASSPHRASE_VARIABLE",
+    "Passphrase",
+    "open_signer",
+    "passphrase_from",
+    "public_key",
+    "public_pem",
+    "read_public",
+]
 
 FORMS: Final = "a PEM file, pkcs11:token=NAME;object=NAME, or exec:COMMAND?public=FILE"
+PASSPHRASE_VARIABLE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - the variable's name
+PASSPHRASE_HELP: Final = f"File with the key's passphrase or PIN (or ${PASSPHRASE_VARIABLE})."
+MAX_PASSPHRASE_BYTES: Final = 4096
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
@@ -52,3 +66,43 @@ def open_signer(spec: str, passphrase: Passphrase) -> Signer:
     if scheme or not spec:
         raise UsageError(f"expected a key as {FORMS}; got {spec!r}")
     return open_pem(Path(spec), passphrase)
+
+
+def passphrase_from(
+    file: Path | None, environment: Mapping[str, str], ask: Callable[[str], str] | None
+) -> Passphrase:
+    """Return where passphrases and PINs come from: a file, else the environment, else a person.
+
+    Args:
+        file: holds one for every key; line ends after it do not count.
+        environment: with SKERRY_KEY_PASSPHRASE or not.
+        ask: shows what a secret opens and returns it; None where nobody sits at a terminal.
+    """
+
+    def passphrase(what: str) -> bytes:
+        if file is not None:
+            return _secret_in(file)
+        if given := environment.get(PASSPHRASE_VARIABLE):
+            return given.encode(errors="surrogateescape")
+        if ask is not None:
+            return ask(what).encode()
+        raise TrustError(
+            f"expected the passphrase or PIN of {what}; give --passphrase-file, or set "
+            f"{PASSPHRASE_VARIABLE}",
+            "key_unreadable",
+        )
+
+    return passphrase
+
+
+def _secret_in(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PASSPHRASE_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFoundError(f"expected a passphrase in {path}, and there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > MAX_PASSPHRASE_BYTES:
+        raise UsageError(f"expected a passphrase of at most {MAX_PASSPHRASE_BYTES} bytes in {path}")
+    return data.rstrip(b"\r\n")

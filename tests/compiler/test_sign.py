@@ -107,7 +107,7 @@ def test_other_bytes_are_no_metadata(data: bytes) -> None:
 
 def test_a_publishers_key_verifies_what_it_signed() -> None:
     metadata = chain(release("1.0.0"), release("1.0.1"))
-    assert verify_with_key(release("1.0.1"), metadata, KEY.public, now=NOW) == 2
+    assert verify_with_key(release("1.0.1"), metadata, tuf_key(KEY.public), now=NOW) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,9 @@ def test_a_publishers_key_verifies_what_it_signed() -> None:
 )
 def test_verifying_refuses(asked: Release, key: Signer, days: int, code: str) -> None:
     with pytest.raises(TrustError) as refused:
-        verify_with_key(asked, chain(release("1.0.0")), key.public, now=NOW + timedelta(days=days))
+        verify_with_key(
+            asked, chain(release("1.0.0")), tuf_key(key.public), now=NOW + timedelta(days=days)
+        )
     assert refused.value.code == code
 
 
