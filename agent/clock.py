@@ -22,6 +22,7 @@ __all__ = ["DeviceClock", "at_utc", "elapsed"]
 NONCE_BYTES: Final = 16
 ANSWER_S: Final = 600.0  # an answer that took longer says too little of the present
 PROOF_S: Final = 12 * 3600.0  # then another is asked for
+LAST: Final = 250_000_000_000.0  # calendars end with the year 9999
 ASK_AGAIN_S: Final = 60.0
 ASK_AGAIN_CAP_S: Final = 3600.0
 
@@ -71,7 +72,8 @@ class DeviceClock:
             key_id: of the message key that signed it.
         """
         now = elapsed()
-        if not self._nonce or nonce != self._nonce or now > self._asked_at + ANSWER_S or at <= 0:
+        mine = self._nonce and nonce == self._nonce and now <= self._asked_at + ANSWER_S
+        if not mine or not 0.0 < at < LAST:
             return False
         self._nonce, self._wait_s = b"", ASK_AGAIN_S
         self._proof, self._proven_at = SignedTime(at, key_id), now

@@ -27,7 +27,6 @@ from skerry.errors import FormatError, NotFoundError
 __all__ = ["Status", "collect", "describe", "read_status", "take_lock", "write_status"]
 
 MAX_STATUS_BYTES: Final = 1 << 20
-MAX_CLOCK_OFF_S: Final = 60
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,7 +133,7 @@ def describe(found: dict[str, Any]) -> str:
             f"  trust      stale: no fresh metadata of {' and '.join(found['stale'])}{why}; "
             "updates wait, what serves goes on"
         )
-    if abs(found["clock_off_s"]) > MAX_CLOCK_OFF_S:
+    if found["clock_off_s"]:
         side = "ahead of" if found["clock_off_s"] > 0 else "behind"
         lines.append(f"  clock      {abs(found['clock_off_s'])} s {side} the fleet's; set it right")
     for name, slot in found["slots"].items():

@@ -12,6 +12,7 @@ that nothing is held back. Updates wait then; what serves goes on serving.
 import asyncio
 import logging
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,7 @@ TIMESTAMP: Final = "timestamp.json"
 MAX_TIMESTAMP_BYTES: Final = 4 << 10
 MAX_ROOT_BYTES: Final = 16 << 10
 SETTLE_S: Final = 1.0  # an assignment's own verification goes first
+MAX_CLOCK_OFF_S: Final = 60
 DOUBT_S: Final = 60.0  # a later root is looked for so often at most
 MAX_WAITS: Final = 16  # times as long between looks, while what is there is refused
 
@@ -107,9 +109,10 @@ class Trust:
         return ", ".join(word for word in ("stale" if self.stale() else "", self.code) if word)
 
     def clock_off_s(self) -> int:
-        """Return how far the system's clock is ahead of the proven time, in seconds."""
+        """Return how far the system's clock is ahead of the proven time, 0 within a minute."""
         proven = self.clock.proven()
-        return 0 if proven is None else round(self.clock.own() - proven.at)
+        ahead = 0 if proven is None else round(self.clock.own() - proven.at)
+        return ahead if abs(ahead) > MAX_CLOCK_OFF_S else 0
 
     def _raise_time(self) -> None:
         proven = self.clock.proven()
@@ -160,7 +163,11 @@ class Trust:
         floor = self._state().floor.metadata.get("director/root", 0)
         keys = {id: PublicKey(raw) for id, raw in answer.message_keys.items()}
         if keys and keys != self.keys and answer.metadata.get("director/root", 0) >= floor:
-            self._database.put("message_keys", answer.message_keys)
+            try:
+                self._database.put("message_keys", answer.message_keys)
+            except (sqlite3.Error, OSError) as error:
+                text = f"cannot save the fleet's new message keys: {error}; trying again"
+                raise UnreachableError(text) from None
             log.info("the fleet's message keys are now %s", ", ".join(sorted(keys)))
             self.keys = keys
             self.clock.keep(keys)

@@ -50,6 +50,13 @@ def test_a_nonce_is_answered_once_and_in_time(world: types.SimpleNamespace) -> N
     assert not clock.answered(third, NOW, "k")
 
 
+@pytest.mark.parametrize("at", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_time_that_no_calendar_has_is_no_proof(world: types.SimpleNamespace, at: float) -> None:
+    clock = DeviceClock()
+    assert not clock.answered(clock.ask(), at, "k")
+    assert clock.now(Floor()) == NOW
+
+
 def test_a_proof_ends_with_its_key(world: types.SimpleNamespace) -> None:
     clock = DeviceClock()
     clock.answered(clock.ask(), NOW + 1e6, "k")

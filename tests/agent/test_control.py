@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 
 from agent.__main__ import main
+from agent.state import read_state
 from skerry.errors import SkerryError
 from skerry.io.client import Client
 from skerry.token import EnrolmentToken, format_token
+from skerry.trust import Floor
 from skerry.wire import Policy, Probation
 from tests.fakes.central import Central
 from tests.fakes.serving import images
@@ -319,3 +322,31 @@ def test_control_loads_no_numerical_library_and_no_tuf() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+async def test_an_order_that_is_signed_anew_is_verified_and_restarts_nothing(
+    central: Central, agent: Agent
+) -> None:
+    first = central.publish("1.0.0")
+    await central.until(lambda: central.hellos)
+    central.desire(DEVICE, first, "a-1")
+    traffic = Traffic(agent.url)
+    traffic.start()
+    try:
+        await central.until(lambda: central.state("a-1") == "committed")
+        serving = await agent.serve_pid()
+        central.desire(DEVICE, first, "a-1")
+
+        def floor() -> Floor:
+            state = read_state(agent.state / "state.db")
+            return Floor() if state is None else state.floor
+
+        await central.until(lambda: floor().metadata.get("director/timestamp") == 2)
+        # the answer to the nonce of its hello proved the time
+        assert abs(floor().time - time.time()) < 60.0
+        assert floor().time_key == central.trusted.keys.message.key_id
+        assert await agent.serve_pid() == serving
+        assert central.state("a-1") == "committed"
+    finally:
+        traffic.done.set()
+        await asyncio.to_thread(traffic.join)

@@ -239,6 +239,7 @@ class Central:
             upto=dict(self.upto),
             reported=self.reported.version if self.reported else 0,
             now=time.time(),
+            nonce=body.nonce if isinstance(body, Hello) else b"",
         )
         self.link.publish(
             topics.down(FLEET, device, "ack"),
