@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from securesystemslib.signer import Signer
 
 from compiler.build import Built
 from compiler.build import build as run_build
@@ -15,14 +16,14 @@ from compiler.command import (
     PATH,
     Command,
     json_option,
-    load_signer,
+    open_key,
     passphrase_option,
     write_file,
 )
 from compiler.lock import lock_bytes, read_lock
 from compiler.recipe import load_profile, read_recipe
 from compiler.record import VariantRecord, seal_record
-from skerry.keys import Signer
+from skerry.io.signers import KEY_HELP
 
 __all__ = ["build"]
 
@@ -32,7 +33,7 @@ __all__ = ["build"]
 @click.option("--out", type=PATH, required=True, help="Directory for the bundle.")
 @click.option("--profile", type=PATH, help="Device profile to build for; default: this machine.")
 @click.option("--lock", type=PATH, help="Repeat the choices of this lock: same bytes again.")
-@click.option("--key", type=PATH, help="Private key to sign the evaluation record with.")
+@click.option("--key", metavar="KEY", help=f"Signs the evaluation record. {KEY_HELP}")
 @passphrase_option
 @json_option
 def build(
@@ -40,7 +41,7 @@ def build(
     out: Path,
     profile: Path | None,
     lock: Path | None,
-    key: Path | None,
+    key: str | None,
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -49,7 +50,7 @@ def build(
     Writes the bundle, its lock, and a record of what was measured. A variant that is
     not good enough, or not proven faster, is left out with the reason; fp32 always ships.
     """
-    signer = load_signer(key, passphrase_file) if key is not None else None
+    signer = open_key(key, passphrase_file) if key is not None else None
     source = read_recipe(recipe)
     console = Console(stderr=True)
     with console.status("") as status:  # draws only on a terminal

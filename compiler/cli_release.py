@@ -117,7 +117,9 @@ def sign(
 @click.argument("bundle", type=PATH)
 @click.option("--publisher", help="The publisher's name, as in the catalog.")
 @click.option("--metadata", type=PATH, help="The publisher's signed metadata.")
-@click.option("--key", type=PATH, help="The publisher's key, a PEM: public, or private.")
+@click.option(
+    "--key", metavar="KEY", help="The publisher's key: its .pub file, or the private key."
+)
 @passphrase_option
 @click.option("--root", type=PATH, help="The catalog's root metadata that you trust.")
 @fleet_option
@@ -126,7 +128,7 @@ def verify(
     bundle: Path,
     publisher: str | None,
     metadata: Path | None,
-    key: Path | None,
+    key: str | None,
     passphrase_file: Path | None,
     root: Path | None,
     fleet: str | None,

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from securesystemslib.signer import Signer as TufSigner
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer import Signer, SSlibKey
 
 from skerry.bundle import Bundle, read_bundle
-from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UsageError
-from skerry.io.key_files import open_pem
+from skerry.errors import FormatError, NotFoundError, SkerryError, UsageError
 from skerry.io.signers import (
-    FORMS,
+    KEY_HELP,
     PASSPHRASE_HELP,
     Passphrase,
     open_signer,
     passphrase_from,
-    read_public,
+    read_key,
 )
-from skerry.keys import Signer
 
 __all__ = [
     "PATH",
@@ -32,7 +29,6 @@ __all__ = [
     "key_option",
     "load_bundle",
     "load_public",
-    "load_signer",
     "load_token",
     "open_key",
     "passphrase_option",
@@ -63,7 +59,7 @@ class Command(click.Command):
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 fleet_option = click.option("--fleet", envvar="SKERRY_FLEET", help="URL of the fleet's API.")
 passphrase_option = click.option("--passphrase-file", type=PATH, help=PASSPHRASE_HELP)
-key_option = click.option("--key", metavar="KEY", required=True, help=f"The private key: {FORMS}.")
+key_option = click.option("--key", metavar="KEY", required=True, help=KEY_HELP)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -118,7 +114,7 @@ def load_bundle(path: Path) -> Bundle:
     return _opened(path, "a bundle", load)
 
 
-def open_key(key: str, passphrase_file: Path | None) -> TufSigner:
+def open_key(key: str, passphrase_file: Path | None) -> Signer:
     """Return the signer that `--key` names: a file's, a token's or a command's.
 
     Raises:
@@ -127,34 +123,13 @@ def open_key(key: str, passphrase_file: Path | None) -> TufSigner:
     return open_signer(key, _passphrase(passphrase_file))
 
 
-def load_signer(key: Path, passphrase_file: Path | None) -> Signer:
-    """Return a private Ed25519 key of a file.
+def load_public(key: str, passphrase_file: Path | None) -> SSlibKey:
+    """Return the public key that `--key` names, of a `.pub` file or of a private key.
 
     Raises:
-        NotFoundError: no such file.
-        TrustError: not an Ed25519 key, or the passphrase does not open it.
+        SkerryError: as `skerry.io.signers.read_key` does.
     """
-    pem = read_file(key, "a key")
-    locked = b"BEGIN ENCRYPTED" in pem
-    passphrase = _passphrase(passphrase_file)(str(key)) if locked else None
-    try:
-        return Signer.from_pem(pem, passphrase)
-    except TrustError as error:
-        raise TrustError(f"{key}: {error}", error.code) from None
-
-
-def load_public(key: Path, passphrase_file: Path | None) -> SSlibKey:
-    """Return a public key, or the public half of a private one.
-
-    Raises:
-        NotFoundError: no such file.
-        TrustError: neither an Ed25519 nor an ECDSA P-256 key.
-    """
-    if b"PRIVATE KEY" not in read_file(key, "a key"):
-        return read_public(key)
-    public = open_pem(key, _passphrase(passphrase_file)).public_key
-    assert isinstance(public, SSlibKey)
-    return public
+    return read_key(key, _passphrase(passphrase_file))
 
 
 def load_token(path: Path | None) -> str:

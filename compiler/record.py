@@ -8,12 +8,14 @@ import base64
 from typing import Final
 
 import msgspec
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import Signature, Signer, SSlibKey
 
 from compiler.host import Host, Tools
 from compiler.latency import Verdict
 from skerry.canonical import from_json, to_json
 from skerry.errors import TrustError
-from skerry.keys import PublicKey, Signer
+from skerry.io.signers import key_id_of
 
 __all__ = ["Record", "VariantRecord", "open_record", "seal_record"]
 
@@ -66,11 +68,13 @@ def seal_record(record: Record, signer: Signer | None) -> bytes:
     """Return a record as JSON, signed where a key is given."""
     if signer is None:
         return to_json(_Sealed(record))
-    signature = base64.b64encode(signer.sign(DOMAIN + to_json(record))).decode()
-    return to_json(_Sealed(record, signer.key_id, signature))
+    key = signer.public_key
+    assert isinstance(key, SSlibKey)
+    made = bytes.fromhex(signer.sign(DOMAIN + to_json(record)).signature)
+    return to_json(_Sealed(record, key_id_of(key), base64.b64encode(made).decode()))
 
 
-def open_record(data: bytes, key: PublicKey | None) -> Record:
+def open_record(data: bytes, key: SSlibKey | None) -> Record:
     """Read a record, verifying its signature where a key is given.
 
     Raises:
@@ -79,11 +83,19 @@ def open_record(data: bytes, key: PublicKey | None) -> Record:
     """
     sealed = from_json(data, _Sealed, limit=MAX_BYTES)
     if key is not None:
-        if not sealed.signature:
-            raise TrustError(f"expected a record signed by {key.key_id}, it is not", "unsigned")
-        try:
-            signature = base64.b64decode(sealed.signature, validate=True)
-        except ValueError:
-            raise TrustError("the record's signature is no base64") from None
-        key.verify(DOMAIN + to_json(sealed.record), signature)
+        _verify(sealed, key)
     return sealed.record
+
+
+def _verify(sealed: _Sealed, key: SSlibKey) -> None:
+    wanted = key_id_of(key)
+    if not sealed.signature:
+        raise TrustError(f"expected a record signed by {wanted}, it is not", "unsigned")
+    try:
+        signature = base64.b64decode(sealed.signature, validate=True)
+    except ValueError:
+        raise TrustError("the record's signature is no base64") from None
+    try:
+        key.verify_signature(Signature(key.keyid, signature.hex()), DOMAIN + to_json(sealed.record))
+    except (UnverifiedSignatureError, VerificationError):
+        raise TrustError(f"expected a record signed by {wanted}, got another signature") from None

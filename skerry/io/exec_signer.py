@@ -143,8 +143,9 @@ def _gather(child: "subprocess.Popen[bytes]", name: str, deadline: float) -> tup
         for pipe in read:
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left_s = deadline - time.monotonic()
+            ready = selector.select(max(0.0, left_s))
+            if not ready or left_s <= 0:
                 raise _too_slow(name)
             for key, _ in ready:
                 pipe = child.stdout if key.fd == child.stdout.fileno() else child.stderr

@@ -1,6 +1,7 @@
 """Key files: private keys in encrypted PKCS#8, public ones as `.pub`; Ed25519 or ECDSA P-256."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +22,18 @@ from securesystemslib.exceptions import UnverifiedSignatureError, VerificationEr
 from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
 
 from skerry.errors import NotFoundError, TrustError, UsageError
+from skerry.keys import KEY_ID_HEX, PublicKey
 
-__all__ = ["Passphrase", "checked", "open_pem", "public_key", "public_pem", "read_public"]
+__all__ = [
+    "Passphrase",
+    "checked",
+    "is_public",
+    "key_id_of",
+    "open_pem",
+    "public_key",
+    "public_pem",
+    "read_public",
+]
 
 MAX_PEM_BYTES: Final = 64 * 1024
 
@@ -75,6 +86,16 @@ def read_public(path: Path) -> SSlibKey:
     return public_key(key, str(path))
 
 
+def is_public(path: Path) -> bool:
+    """Say whether a key file holds a public key, by its first line.
+
+    Raises:
+        UsageError: the file cannot be read.
+        NotFoundError: no such file.
+    """
+    return b"BEGIN PUBLIC KEY" in _read(path, "a key")
+
+
 def public_key(key: object, where: str) -> SSlibKey:
     """Return a key of the `cryptography` package as TUF metadata names it.
 
@@ -86,6 +107,20 @@ def public_key(key: object, where: str) -> SSlibKey:
     ):
         return SSlibKey.from_crypto(key)
     raise _wrong_type(where, key)
+
+
+def key_id_of(key: SSlibKey) -> str:
+    """Return 16 hex digits for people to compare, as `skerry.keys` has them for Ed25519.
+
+    The start of the sha256 of the raw key, or, for ECDSA, of its DER (SubjectPublicKeyInfo).
+    """
+    public = key.keyval["public"]
+    if key.keytype == "ed25519":
+        return PublicKey(bytes.fromhex(public)).key_id
+    der = load_pem_public_key(public.encode()).public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    return sha256(der).hexdigest()[:KEY_ID_HEX]
 
 
 def public_pem(key: SSlibKey) -> bytes:

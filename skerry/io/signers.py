@@ -14,25 +14,37 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Signer, SSlibKey
 
 from skerry.errors import NotFoundError, TrustError, UsageError
 from skerry.io.exec_signer import open_exec
-from skerry.io.key_files import Passphrase, open_pem, public_key, public_pem, read_public
+from skerry.io.key_files import (
+    Passphrase,
+    is_public,
+    key_id_of,
+    open_pem,
+    public_key,
+    public_pem,
+    read_public,
+)
 
 __all__ = [
     "FORMS",
+    "KEY_HELP",
     "PASSPHRASE_HELP",
     "PASSPHRASE_VARIABLE",
     "Passphrase",
+    "key_id_of",
     "open_signer",
     "passphrase_from",
     "public_key",
     "public_pem",
+    "read_key",
     "read_public",
 ]
 
 FORMS: Final = "a PEM file, pkcs11:token=NAME;object=NAME, or exec:COMMAND?public=FILE"
+KEY_HELP: Final = f"The private key: {FORMS}."
 PASSPHRASE_VARIABLE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - the variable's name
 PASSPHRASE_HELP: Final = f"File with the key's passphrase or PIN (or ${PASSPHRASE_VARIABLE})."
 MAX_PASSPHRASE_BYTES: Final = 4096
@@ -55,17 +67,29 @@ def open_signer(spec: str, passphrase: Passphrase) -> Signer:
             `key_type`: neither Ed25519 nor ECDSA P-256; `signer_failed`: a token refused.
         UnreachableError: the module of a token does not start.
     """
-    scheme = SCHEME.match(spec)
-    name = scheme[0].lower() if scheme else ""
+    name = _scheme(spec)
     if name == "pkcs11:":
         from skerry.io.pkcs11_signer import open_pkcs11  # its library takes a moment to load
 
         return open_pkcs11(spec, passphrase)
     if name == "exec:":
         return open_exec(spec)
-    if scheme or not spec:
+    if name or not spec:
         raise UsageError(f"expected a key as {FORMS}; got {spec!r}")
     return open_pem(Path(spec), passphrase)
+
+
+def read_key(spec: str, passphrase: Passphrase) -> SSlibKey:
+    """Return the public key of a `.pub` file, or the public half of what `open_signer` opens.
+
+    Raises:
+        SkerryError: as `open_signer` and `read_public` do.
+    """
+    if not _scheme(spec) and is_public(Path(spec)):
+        return read_public(Path(spec))
+    key = open_signer(spec, passphrase).public_key
+    assert isinstance(key, SSlibKey)
+    return key
 
 
 def passphrase_from(
@@ -93,6 +117,11 @@ def passphrase_from(
         )
 
     return passphrase
+
+
+def _scheme(spec: str) -> str:
+    found = SCHEME.match(spec)
+    return found[0].lower() if found else ""
 
 
 def _secret_in(path: Path) -> bytes:

@@ -6,13 +6,18 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from compiler import cli, cli_release
 from compiler.build import Built
 from compiler.record import open_record
+from compiler.verify import tuf_key
+from skerry.io.signers import public_pem, read_key
 from skerry.keys import Signer
+from tests.fakes.command_signer import command_for
 from tests.fakes.models import Task, write_recipe
+from tests.fakes.softhsm import PIN, softhsm
 
 PHRASE = "correct horse"
 
@@ -100,7 +105,9 @@ def test_the_record_is_signed_where_a_key_is_given(
         "--passphrase-file", phrase,
     )  # fmt: skip
     said = json.loads(done.stdout)
-    assert open_record(Path(said["record"]).read_bytes(), key.public).bundle == said["digest"]
+    assert (
+        open_record(Path(said["record"]).read_bytes(), tuf_key(key.public)).bundle == said["digest"]
+    )
 
 
 def test_a_failed_gate_leaves_with_6_and_nothing_behind(scales_task: Task, tmp_path: Path) -> None:
@@ -212,6 +219,34 @@ def test_sign_notices_metadata_older_than_what_was_signed_last(
     )  # fmt: skip
     assert done.exit_code == 5
     assert "older than what was signed last" in done.stderr
+
+
+@pytest.mark.softhsm
+def test_a_release_is_signed_and_verified_with_a_key_in_any_form(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with softhsm(tmp_path / "hsm") as hsm:
+        hsm.make_token("acme")
+        token = hsm.make_key("acme", "release")
+        command = command_for(tmp_path / "kms", ec.generate_private_key(ec.SECP256R1()))
+        for name, spec in (("token", token), ("command", command)):
+            out, public = tmp_path / f"{name}.json", tmp_path / f"{name}.pub"
+            done = run(
+                cli_release.sign, bundle, "--publisher", "acme", "--key", spec, "--out", out,
+                SKERRY_KEY_PASSPHRASE=PIN.decode(),
+            )  # fmt: skip
+            assert done.exit_code == 0, done.stderr
+            public.write_bytes(public_pem(read_key(spec, lambda _: PIN)))
+            checked = ("--publisher", "acme", "--metadata", out, "--key")
+            done = run(cli_release.verify, bundle, *checked, public)
+            assert done.exit_code == 0, done.stderr
+            done = run(
+                cli_release.verify, bundle, *checked, spec, SKERRY_KEY_PASSPHRASE=PIN.decode()
+            )
+            assert done.exit_code == 0, done.stderr
+        other = tmp_path / "token.pub"
+        done = run(cli_release.verify, bundle, *checked, other)
+        assert (done.exit_code, done.stdout) == (7, "")
 
 
 @pytest.mark.parametrize("phrase", ["", "wrong"])

@@ -1,5 +1,7 @@
 """A key is named in one of three forms, and each gives a signer whose signatures TUF accepts."""
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,25 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Targets
 
 from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
-from skerry.io.signers import open_signer, public_pem, read_public
+from skerry.io.signers import (
+    key_id_of,
+    open_signer,
+    passphrase_from,
+    public_key,
+    public_pem,
+    read_key,
+    read_public,
+)
+from skerry.keys import Signer as OurSigner
+from tests.fakes.command_signer import command_for
+from tests.fakes.softhsm import PIN, softhsm
 
 SECRET = b"a passphrase"
 
@@ -126,8 +142,6 @@ def test_the_two_halves_are_not_taken_for_each_other(pem: Path) -> None:
 def test_a_key_of_another_kind_is_refused(
     tmp_path: Path, key: rsa.RSAPrivateKey, named: str
 ) -> None:
-    from cryptography.hazmat.primitives.serialization import PublicFormat
-
     private, public = tmp_path / "key.pem", tmp_path / "key.pub"
     private.write_bytes(pem_of(key))
     public.write_bytes(
@@ -168,3 +182,126 @@ def test_a_file_with_a_colon_in_its_name_is_written_as_a_path(
     with pytest.raises(SkerryError):
         open_signer("old:key.pem", never)
     assert open_signer("./old:key.pem", never)
+
+
+# --- all three forms ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One key in each form, and none of them alike."""
+    folder = tmp_path_factory.mktemp("three")
+    pem = folder / "key.pem"
+    pem.write_bytes(pem_of(ed25519.Ed25519PrivateKey.generate()))
+    with softhsm(folder / "hsm") as hsm:
+        hsm.make_token("acme")
+        yield {
+            "file": str(pem),
+            "token": hsm.make_key("acme", "release"),
+            "command": command_for(folder / "kms", ec.generate_private_key(ec.SECP256R1())),
+        }
+
+
+def secret_of(what: str) -> bytes:
+    return PIN if what.startswith("token") else SECRET
+
+
+def delegate(keys: list[SSlibKey], threshold: int) -> Targets:
+    role = DelegatedRole("acme", [key.keyid for key in keys], threshold, True, paths=["models/*"])
+    delegations = Delegations({key.keyid: key for key in keys}, {"acme": role})
+    # through its bytes, as a device gets it
+    metadata = Metadata(Targets(delegations=delegations)).to_bytes()
+    return Metadata[Targets].from_bytes(metadata).signed
+
+
+@pytest.mark.softhsm
+@pytest.mark.parametrize("form", ["file", "token", "command"])
+def test_metadata_signed_in_each_form_is_accepted(three: dict[str, str], form: str) -> None:
+    signer = open_signer(three[form], secret_of)
+    delegator = delegate([tuf(signer)], 1)
+    metadata = Metadata(Targets(version=7))
+    with pytest.raises(UnsignedMetadataError):
+        delegator.verify_delegate("acme", metadata.signed_bytes, metadata.signatures)
+    metadata.sign(signer)
+    delegator.verify_delegate("acme", metadata.signed_bytes, metadata.signatures)
+    metadata.signed.version = 8
+    with pytest.raises(UnsignedMetadataError):
+        delegator.verify_delegate("acme", metadata.signed_bytes, metadata.signatures)
+
+
+@pytest.mark.softhsm
+@pytest.mark.parametrize("pair", [("file", "token"), ("token", "command"), ("command", "file")])
+def test_two_of_three_keys_in_different_forms_suffice(
+    three: dict[str, str], pair: tuple[str, str]
+) -> None:
+    signers = {form: open_signer(spec, secret_of) for form, spec in three.items()}
+    delegator = delegate([tuf(signer) for signer in signers.values()], 2)
+    metadata = Metadata(Targets())
+    metadata.sign(signers[pair[0]])
+    metadata.sign(signers[pair[0]], append=True)  # twice the same key counts once
+    with pytest.raises(UnsignedMetadataError):
+        delegator.verify_delegate("acme", metadata.signed_bytes, metadata.signatures)
+    # the second person has the file, and nothing else
+    metadata = Metadata[Targets].from_bytes(metadata.to_bytes())
+    metadata.sign(signers[pair[1]], append=True)
+    delegator.verify_delegate("acme", metadata.signed_bytes, metadata.signatures)
+
+
+@pytest.mark.softhsm
+def test_a_public_key_is_had_from_each_form(three: dict[str, str], tmp_path: Path) -> None:
+    for spec in three.values():
+        key = read_key(spec, secret_of)
+        (tmp_path / "key.pub").write_bytes(public_pem(key))
+        assert read_key(str(tmp_path / "key.pub"), never) == key
+        assert key_id_of(key) == key_id_of(read_public(tmp_path / "key.pub"))
+
+
+def tuf(signer: Signer) -> SSlibKey:
+    key = signer.public_key
+    assert isinstance(key, SSlibKey)
+    return key
+
+
+# --- passphrases --------------------------------------------------------------------
+
+
+def test_key_ids_are_those_that_people_have_compared_before() -> None:
+    own = OurSigner.generate()
+    assert key_id_of(tuf(CryptoSigner(own.private_key))) == own.key_id
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert key_id_of(public_key(key, "")) == hashlib.sha256(der).hexdigest()[:16]
+
+
+def test_a_passphrase_comes_from_the_file_then_the_environment_then_a_person(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "phrase"
+    file.write_bytes(b" from the file \r\n")
+    given = {"SKERRY_KEY_PASSPHRASE": "from outside"}
+    asked: list[str] = []
+
+    def ask(what: str) -> str:
+        asked.append(what)
+        return "from a person é"
+
+    assert passphrase_from(file, given, ask)("key") == b" from the file "
+    assert passphrase_from(None, given, ask)("key") == b"from outside"
+    assert asked == []
+    assert passphrase_from(None, {}, ask)("token acme") == "from a person é".encode()
+    assert passphrase_from(None, {"SKERRY_KEY_PASSPHRASE": ""}, ask)("key")
+    assert asked == ["token acme", "key"]
+
+
+def test_where_nobody_can_be_asked_it_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="--passphrase-file") as refused:
+        passphrase_from(None, {}, None)("keys/root-1.pem")
+    assert refused.value.code == "key_unreadable"
+    assert "keys/root-1.pem" in str(refused.value)
+    for path, kind in (
+        (tmp_path / "absent", NotFoundError),
+        (tmp_path, UsageError),
+        (Path("/dev/zero"), UsageError),
+    ):
+        with pytest.raises(kind):
+            passphrase_from(path, {}, None)("key")
