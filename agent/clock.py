@@ -47,6 +47,11 @@ class DeviceClock:
         self._proof: SignedTime | None = None
         self._proven_at = 0.0
 
+    @property
+    def waits(self) -> bool:
+        """Whether the last nonce has no answer yet."""
+        return bool(self._nonce)
+
     def ask(self) -> bytes:
         """Return a fresh nonce for a hello; answers to earlier ones count no more."""
         self._nonce = secrets.token_bytes(NONCE_BYTES)

@@ -197,7 +197,7 @@ class Control:
             if state.reported_version > state.acked_version:
                 self._uplink.reported_again(self._reported, now)
             if self._trust.clock.due():
-                self._say_hello()
+                self._say_hello(again=not self._trust.clock.waits)
             if now >= self._health_due:
                 self._health_due = now + self._config.health_s
                 self._uplink.health(self._health(now))
@@ -286,7 +286,7 @@ class Control:
 
     # --- what goes up -------------------------------------------------------------------
 
-    def _say_hello(self) -> None:
+    def _say_hello(self, *, again: bool = False) -> None:
         if not self._link.connected:
             return  # it will be said
         self._uplink.hello(
@@ -295,6 +295,7 @@ class Control:
             reported=self._machine.state.reported_version,
             os_boot=os_boot_id(),
             nonce=self._trust.clock.ask(),
+            again=again,
         )
 
     def _report(self) -> None:

@@ -9,9 +9,8 @@ to an installer, whose outcomes come back as events. The rules, in order:
 2.  A `desired` applies only if its version is higher than the last one that did, and an
     assignment is begun once, whatever happens to it.
 3.  Nothing is fetched before director and catalog are verified and `skerry.trust` has no
-    objection. Metadata floors rise with what was verified, a slot's release floor when a
-    release is committed, the floor of time with the fleet's answer to a nonce, as far as
-    verified metadata reaches; all are saved with the state.
+    objection. Metadata floors rise with what was verified, a slot's release floor at commit,
+    the floor of time with the fleet's answer to a nonce; all are saved with the state.
 4.  A variant that fails its smoke run gives way to the next that fits the device.
 5.  What was committed goes on serving until the candidate has answered live requests in
     probation, within limits. Too little traffic by the end of the time is no success.
@@ -33,19 +32,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from agent.device_state import (
-    CANDIDATE_SERVES,
-    Doing,
-    Ending,
-    Host,
-    Slot,
-    State,
-    Work,
-    doing,
-    pending,
-    reported,
-    serving,
-)
+from agent.device_state import CANDIDATE_SERVES, Doing, Ending, Slot, State, Work, doing, pending
 from agent.facts import (
     Acknowledged,
     Activated,
@@ -76,24 +63,7 @@ from skerry.states import AssignmentState, Effect
 from skerry.trust import SignedTime, check_assignment, check_floor, parse_target
 from skerry.wire import ReleaseRef
 
-__all__ = [
-    "Doing",
-    "Host",
-    "Installer",
-    "Journal",
-    "Machine",
-    "Slot",
-    "State",
-    "Work",
-    "accepts_version",
-    "doing",
-    "judge",
-    "pending",
-    "release_floor",
-    "reported",
-    "serving",
-    "step",
-]
+__all__ = ["Installer", "Journal", "Machine", "accepts_version", "release_floor", "step"]
 
 MAX_CRASHES: Final = 3  # of serve, in one probation
 TIME_STEP_S: Final = 3600.0  # the clock floor rises in steps, so that it is seldom written
@@ -223,8 +193,7 @@ def _on_desired(turn: Turn, event: DesiredArrived) -> None:
 def _on_time(turn: Turn, event: FleetTimeHeard) -> None:
     """Raise the floor of time, but never past what other keys have signed.
 
-    A timestamp is signed daily and expires after a week. So a message key alone can make what is
-    here expire, as time itself does, but nothing that is signed from now on.
+    So a message key alone can make what is here expire, but nothing that is signed from now on.
     """
     floor, bound = turn.state.floor.time, max(turn.state.until.values(), default=0.0)
     at = min(event.at, bound)

@@ -89,7 +89,14 @@ class Uplink:
         self.refusal = ""  # code of the last one
 
     def hello(
-        self, *, agent: str, desired: int, reported: int, os_boot: str, nonce: bytes = b""
+        self,
+        *,
+        agent: str,
+        desired: int,
+        reported: int,
+        os_boot: str,
+        nonce: bytes = b"",
+        again: bool = False,
     ) -> None:
         """Say what the device holds and knows; the fleet answers what it lacks, and the time."""
         self._say(
@@ -102,6 +109,7 @@ class Uplink:
                 outbox_records=self._outbox.waiting,
                 outbox_bytes=self._spooler.size_bytes(),
                 nonce=nonce,
+                again=again,
             ),
         )
 

@@ -125,7 +125,7 @@ class Engine:
 
     def hello(self, device: str, hello: Hello, now: datetime) -> None:
         """Answer a device that has connected: it gets `desired` if it holds another."""
-        self._greeted = True
+        self._greeted = self._greeted or not hello.again
         row = self._store.rollouts.desired(device)
         if row is None or row.version == hello.desired_version:
             return

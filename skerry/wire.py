@@ -122,6 +122,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     outbox_records: int = 0
     outbox_bytes: int = 0
     nonce: bytes = b""  # fresh and random; the ack of this hello repeats it beside the time
+    again: bool = False  # in the middle of a connection, to be told the time anew
 
 
 class Reported(msgspec.Struct, frozen=True, omit_defaults=True):

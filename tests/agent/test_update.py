@@ -32,7 +32,8 @@ from agent.facts import (
     Unfit,
     Verify,
 )
-from agent.update import judge, step
+from agent.probation import judge
+from agent.update import step
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.profile import Inventory
 from skerry.states import ASSIGNMENT, AssignmentState

@@ -164,8 +164,11 @@ async def test_row_05_a_new_root_ends_what_stolen_keys_said_of_the_time(site: Si
     assert site.device.refusals == {"unknown_key": 1}
     # a key it does not know: the device looks for a later root
     site.network["/tuf/director/metadata/2.root.json"] = root
+    site.device.control._connected()
+    before = nonce(site)
     await site.device.control._trust.look(ask=False)
     assert site.device.floor.time == 0.0
+    assert nonce(site) != before  # it has said hello again: the fleet answers with its order
     site.device.hear(told)
     assert await site.device.outcome(order.nonce) == committed("1.2.0")
     # and the thief's word is no longer heard

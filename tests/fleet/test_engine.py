@@ -379,6 +379,9 @@ def test_desired_is_sent_again_until_the_device_says_it_has_it(bench: Bench) -> 
 def test_the_policy_is_sent_again_after_somebody_connected(bench: Bench) -> None:
     bench.tick(20.0)
     assert bench.air.policies == []
+    bench.engine.hello("dev-01", Hello("0.1.0", 0, 0, again=True), bench.now)
+    bench.tick(20.0)
+    assert bench.air.policies == []  # it has been connected all the while
     bench.engine.hello("dev-01", Hello("0.1.0", 0, 0), bench.now)
     bench.tick(20.0)
     bench.tick(20.0)

@@ -5,6 +5,7 @@ Each act happens at one moment, and its outcome is the next fact for the update 
 
 from typing import TYPE_CHECKING
 
+from agent.device_state import Doing
 from agent.facts import (
     Activate,
     Activated,
@@ -22,7 +23,6 @@ from agent.facts import (
     Verified,
     Verify,
 )
-from agent.update import Doing
 from skerry.canonical import from_msgpack
 from skerry.trust import DirectorTarget
 from tests.flows.catalog import VARIANTS

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from agent.device_state import Doing, Host, State, doing, reported, serving
 from agent.facts import (
     Acknowledged,
     DesiredArrived,
@@ -26,7 +27,7 @@ from agent.facts import (
     Ticked,
 )
 from agent.outbox import Outbox
-from agent.update import Doing, Host, Machine, State, doing, reported, serving
+from agent.update import Machine
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.errors import FormatError, TrustError
 from skerry.profile import Inventory

@@ -6,7 +6,7 @@ from what the fleet committed, and compare it with what either side believes.
 
 from collections.abc import Callable
 
-from agent.update import State
+from agent.device_state import State
 from skerry.records import Item, Prediction
 from skerry.states import ASSIGNMENT_ENDS, ROLLOUT_ENDS, AssignmentState, RolloutState, StageState
 from skerry.wire import Reported
