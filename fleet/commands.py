@@ -26,7 +26,7 @@ from fleet.store_releases import Release
 from fleet.targeting import select
 from skerry.bundle import Bundle, read_bundle
 from skerry.canonical import from_json
-from skerry.errors import ConflictError, FormatError, SkerryError, UsageError
+from skerry.errors import ConflictError, FormatError, RefusedError, SkerryError, UsageError
 from skerry.ids import check_id
 from skerry.manifest import Evaluation, parse_baseline
 from skerry.states import DeviceState
@@ -133,12 +133,22 @@ class Commands:
         Raises:
             NotFoundError: the release is not published.
             UsageError: the plan cannot be carried out.
+            RefusedError: a device runs the release in another slot.
         """
         release = self._store.releases.get(plan.target)
         version = plan.model_version.replace(".", "-")
         rollout_id = check_id(f"{plan.model[:32]}-{version[:16]}-{secrets.token_hex(3)}", "rollout")
         devices = select(plan.selector, candidates(self._store), rollout_id)
         rollout = draft(rollout_id, plan, devices, self._clock().timestamp())
+        elsewhere = self._store.rollouts.in_other_slots(plan.target, plan.slot)
+        twice = sorted(elsewhere.keys() & set(devices))
+        if twice:
+            raise RefusedError(
+                f"expected a release once on a device, and {plan.target} has slot "
+                f"{elsewhere[twice[0]]} of {twice[0]}"
+                + (f" and of {len(twice) - 1} more" if len(twice) > 1 else "")
+                + f": roll it back there first, or leave these devices out of slot {plan.slot}"
+            )
         self._store.rollouts.create(rollout, release.bundle)
         self._note(actor, "rollout.create", rollout_id, {"target": plan.target})
         self.act(rollout_id, Action.SUBMIT, actor)

@@ -81,13 +81,17 @@ class Dispatcher:
                     pass
         step.put_rollout(rollout, now.timestamp())
         for device, slots in changes.items():
-            step.put_desired(self._next(device, step.desired(device), slots, 0, now))
+            row = step.desired(device)
+            step.put_desired(self._next(device, row, slots, 0, now, step.accepts(device)))
         return sorted(changes)
 
     def sign_anew(self, change: DesiredChange, above: int, now: datetime) -> None:
-        """Sign what a device shall run once more, under a version above `above`."""
-        if change.row is not None:
-            change.put(self._next(change.row.device, change.row, {}, above, now))
+        """Sign what a device shall run once more, under a version above `above`.
+
+        For a device that is not accepted, nothing is signed.
+        """
+        if change.row is not None and change.accepts():
+            change.put(self._next(change.row.device, change.row, {}, above, now, True))
 
     def _next(
         self,
@@ -96,6 +100,7 @@ class Dispatcher:
         changes: Mapping[str, SlotDesired | None],
         above: int,
         now: datetime,
+        accepted: bool,
     ) -> DesiredRow:
         slots: Slots = dict(row.slots) if row is not None else {}
         for slot, wanted in changes.items():
@@ -103,6 +108,8 @@ class Dispatcher:
             if wanted is not None:
                 slots[slot] = wanted
         version = max(row.version if row is not None else 0, min(above, MAX_VERSION)) + 1
+        if not accepted:  # what it shall run is kept, and signed when it is accepted again
+            return DesiredRow(device, version, slots, {}, 0.0)
         targets = [
             assign(
                 self._releases.get(wanted.target).target,

@@ -101,7 +101,8 @@ class Engine:
         """Send everything again: the broker may have lost what it kept."""
         self._outlet.policy(self._store.alerts.policy())
         for row in self._store.rollouts.all_desired():
-            self._send(row)
+            if row.director:
+                self._send(row)
 
     def tick(self, now: datetime) -> None:
         """Do what is due."""
@@ -132,6 +133,7 @@ class Engine:
         if row.version < hello.desired_version:
             # the database was restored from a backup: the device will not go back in versions
             log.warning("%s holds desired %d, newer than ours", device, hello.desired_version)
+        if row.version < hello.desired_version or not row.director:  # changed while shut out
             with self._store.rollouts.change_desired(device) as change:
                 self._dispatcher.sign_anew(change, hello.desired_version, now)
         self.send_desired([device])
@@ -140,7 +142,7 @@ class Engine:
         """Send devices what is stored for them."""
         for device in devices:
             row = self._store.rollouts.desired(device)
-            if row is not None:
+            if row is not None and row.director:
                 self._send(row)
 
     def _send(self, row: DesiredRow) -> None:
@@ -150,7 +152,11 @@ class Engine:
         for _ in range(MAX_ROUNDS):
             with self._store.rollouts.step(rollout_id) as step:
                 decisions = decide(
-                    step.rollout, step.assignments(), step.verdicts(), now.timestamp()
+                    step.rollout,
+                    step.assignments(),
+                    step.verdicts(),
+                    now.timestamp(),
+                    step.absent(),
                 )
                 changed = self._dispatcher.carry_out(step, decisions, now)
             self.send_desired(changed)

@@ -1,6 +1,6 @@
-"""Devices taken back: timed out, withdrawn by an abort, returned by a rollback.
+"""Devices taken back: timed out, gone, withdrawn by an abort, returned by a rollback.
 
-Rules 2, 10 and 11 of `fleet.rollout`. A device is taken back by a new assignment to what
+Rules 2 and 10 to 12 of `fleet.rollout`. A device is taken back by a new assignment to what
 it ran before, so that it never installs a dead release when it returns, however late.
 """
 
@@ -9,10 +9,10 @@ from typing import Final
 
 from fleet.decisions import AssignmentTo, Decision, RollBack, RolloutTo
 from fleet.plan import Assignment, Rollout
-from fleet.tally import in_words
-from skerry.states import ASSIGNMENT_ENDS, AssignmentState, RolloutState
+from fleet.tally import NOBODY, Absent, in_words
+from skerry.states import ASSIGNMENT_ENDS, AssignmentState, DeviceState, RolloutState
 
-__all__ = ["return_all", "time_out", "withdraw"]
+__all__ = ["leave", "return_all", "time_out", "withdraw"]
 
 
 def time_out(rollout: Rollout, assignments: Mapping[str, Assignment], now: float) -> list[Decision]:
@@ -28,6 +28,26 @@ def time_out(rollout: Rollout, assignments: Mapping[str, Assignment], now: float
                 f"{known.state} {silent_s:.0f} s after it was notified, the limit is {limit:g} s"
             )
             made += _take_back(known, AssignmentState.TIMED_OUT, reason)
+    return made
+
+
+def leave(
+    rollout: Rollout, assignments: Mapping[str, Assignment], absent: Absent
+) -> list[Decision]:
+    """Return what ends the assignments of devices that are not accepted any more (rule 12)."""
+    made: list[Decision] = []
+    undoing = rollout.state is RolloutState.ROLLING_BACK
+    for known in _ordered(rollout, assignments):
+        state = absent.get(known.device)
+        if state is None:
+            continue
+        is_open = known.state not in ASSIGNMENT_ENDS
+        reason = f"the device is {state}"
+        if state is DeviceState.DECOMMISSIONED:
+            if is_open or (undoing and known.state is AssignmentState.COMMITTED):
+                made.append(AssignmentTo(known.device, AssignmentState.DECOMMISSIONED, reason))
+        elif is_open:
+            made += _take_back(known, AssignmentState.CANCELED, reason)
     return made
 
 
@@ -65,7 +85,10 @@ RETRY_S: Final = 5.0  # from one return of a device to the next
 
 
 def return_all(
-    rollout: Rollout, assignments: Mapping[str, Assignment], now: float
+    rollout: Rollout,
+    assignments: Mapping[str, Assignment],
+    now: float,
+    absent: Absent = NOBODY,
 ) -> list[Decision]:
     """Return what brings every device back, and the end once all have answered (rule 10)."""
     made = withdraw(rollout, assignments)
@@ -84,6 +107,8 @@ def return_all(
         elif known.back in _BACK and known.state is AssignmentState.COMMITTED:
             reason = f"returned to {known.previous or 'nothing'}: {rollout.reason}"
             made.append(AssignmentTo(known.device, AssignmentState.ROLLED_BACK, reason))
+        elif known.device in absent:
+            continue  # it finds what it ran before if it comes back
         elif known.back in _AGAIN and not over:
             waiting = True
             if now - known.back_at >= RETRY_S:

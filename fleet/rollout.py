@@ -35,6 +35,9 @@ The rules, in order:
     so, or has not for `assignment_timeout_s`. A return that fails is asked for again; a
     silent device finds it in its `desired` when it comes back.
 11. A device that another rollout has meanwhile taken over is left alone.
+12. A device that is not accepted any more is told nothing, not waited for, and counts neither way:
+    what it had under way ends as `decommissioned`, or as `canceled` where it may come back; then it
+    finds in its `desired` what it ran before. What it committed stays committed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,8 +61,8 @@ from fleet.decisions import (
     start_return,
 )
 from fleet.plan import Assignment, Plan, Rollout, Stage, StagePlan, check_plan, current, share
-from fleet.returns import return_all, time_out, withdraw
-from fleet.tally import Tally, count, in_words
+from fleet.returns import leave, return_all, time_out, withdraw
+from fleet.tally import NOBODY, Absent, Tally, count, in_words
 from skerry.states import (
     ASSIGNMENT_FAILURES,
     AnalysisState,
@@ -165,6 +168,7 @@ def decide(
     assignments: Mapping[str, Assignment],
     verdicts: Mapping[str, Opinion],
     now: float,
+    absent: Absent = NOBODY,
 ) -> list[Decision]:
     """Return what to do next; an empty list is "wait".
 
@@ -173,20 +177,23 @@ def decide(
         assignments: device -> its latest assignment in this rollout.
         verdicts: stage name -> the latest verdict since the stage began to be analysed.
         now: Unix seconds.
+        absent: the devices that are not accepted, and what they are instead.
     """
     match rollout.state:
         case RolloutState.SCHEDULED if now >= rollout.plan.start_at:
             many = in_words(len(rollout.devices))
             return [RolloutTo(RolloutState.RUNNING, f"started for {many}", now)]
         case RolloutState.RUNNING:
-            late = time_out(rollout, assignments, now)
-            return late or _run(rollout, assignments, verdicts, now)
+            over = leave(rollout, assignments, absent) or time_out(rollout, assignments, now)
+            return over or _run(rollout, assignments, verdicts, now, absent)
         case RolloutState.PAUSED:
-            return time_out(rollout, assignments, now)
+            over = leave(rollout, assignments, absent)
+            return over or time_out(rollout, assignments, now)
         case RolloutState.ABORTED:
-            return withdraw(rollout, assignments)
+            return leave(rollout, assignments, absent) or withdraw(rollout, assignments)
         case RolloutState.ROLLING_BACK:
-            return return_all(rollout, assignments, now)
+            over = leave(rollout, assignments, absent)
+            return over or return_all(rollout, assignments, now, absent)
         case _:
             return []
 
@@ -199,6 +206,7 @@ def _run(
     assignments: Mapping[str, Assignment],
     verdicts: Mapping[str, Opinion],
     now: float,
+    absent: Absent,
 ) -> list[Decision]:
     index = current(rollout)
     if index is None:
@@ -206,17 +214,17 @@ def _run(
     stage = rollout.stages[index]
     match stage.state:
         case StageState.PENDING:
-            return _open(rollout, index, assignments, now)
+            return _open(rollout, index, assignments, now, absent)
         case StageState.FAILED:
             return _fail(rollout, stage.reason, now)
         case StageState.INCONCLUSIVE:
             return [RolloutTo(RolloutState.PAUSED, stage.reason, now, PauseReason.INCONCLUSIVE)]
         case _:
             pass
-    missing = _to_notify(stage, assignments)
+    missing = _to_notify(stage, assignments, absent)
     if missing and stage.state is StageState.ACTIVE:
         return list(missing)
-    tally = count(stage, assignments)
+    tally = count(stage, assignments, absent)
     stop = _judge(rollout, index, tally, now)
     if stop is not None:
         return stop
@@ -224,7 +232,11 @@ def _run(
 
 
 def _open(
-    rollout: Rollout, index: int, assignments: Mapping[str, Assignment], now: float
+    rollout: Rollout,
+    index: int,
+    assignments: Mapping[str, Assignment],
+    now: float,
+    absent: Absent,
 ) -> list[Decision]:
     plan, stage = rollout.plan.stages[index], rollout.stages[index]
     taken = sum(len(earlier.devices) for earlier in rollout.stages[:index])
@@ -233,17 +245,25 @@ def _open(
     devices = rollout.devices[taken:end]
     if not devices:
         return [StageTo(stage.name, StageState.SKIPPED, "no device is left for this stage", now)]
-    reason = f"{len(devices)} of {in_words(len(rollout.devices))} notified"
+    there = sum(device not in absent for device in devices)
+    reason = f"{there} of {in_words(len(rollout.devices))} notified"
     active = StageTo(stage.name, StageState.ACTIVE, reason, now, devices)
-    return [active, *_to_notify(stage_after(stage, active), assignments)]
+    return [active, *_to_notify(stage_after(stage, active), assignments, absent)]
 
 
-def _to_notify(stage: Stage, assignments: Mapping[str, Assignment]) -> list[Notify]:
+def _to_notify(stage: Stage, assignments: Mapping[str, Assignment], absent: Absent) -> list[Notify]:
     return [
         Notify(device, stage.name, stage.attempt)
         for device in stage.devices
-        if (known := assignments.get(device)) is None
-        or (known.attempt < stage.attempt and known.state in ASSIGNMENT_FAILURES and known.current)
+        if device not in absent
+        and (
+            (known := assignments.get(device)) is None
+            or (
+                known.attempt < stage.attempt
+                and known.state in ASSIGNMENT_FAILURES
+                and known.current
+            )
+        )
     ]
 
 
@@ -337,7 +357,8 @@ def _fail(rollout: Rollout, reason: str, now: float) -> list[Decision]:
 
 
 def _completed(rollout: Rollout, assignments: Mapping[str, Assignment]) -> str:
-    whole = Stage("all", devices=tuple(d for stage in rollout.stages for d in stage.devices))
+    devices = tuple(d for stage in rollout.stages for d in stage.devices)
+    whole = Stage("all", StageState.PASSED, devices)
     many = len(rollout.stages)
     stages = "one stage" if many == 1 else f"{many} stages"
     return f"{count(whole, assignments).sentence()}, in {stages}"

@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Row, and_, func, select
 
 from fleet.database import upsert
 from fleet.plan import Assignment, Rollout
-from fleet.schema import assignments, desired, rollouts
+from fleet.schema import assignments, desired, devices, rollouts
 from skerry.canonical import from_json, from_msgpack, to_json, to_msgpack
 from skerry.errors import NotFoundError
-from skerry.states import AnalysisState, AssignmentState
+from skerry.states import AnalysisState, AssignmentState, DeviceState
 from skerry.wire import SlotDesired
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "StoredVerdict",
     "changing",
     "desired_row",
+    "is_accepted",
     "load_assignments",
     "load_desired",
     "load_rollout",
@@ -38,7 +39,10 @@ class StoredVerdict(msgspec.Struct, frozen=True):
 
 
 class DesiredRow(msgspec.Struct, frozen=True):
-    """What a device shall run, as stored: `director` maps file names to signed bytes."""
+    """What a device shall run, as stored: `director` maps file names to signed bytes.
+
+    It is empty where nothing was signed, for the device was not accepted.
+    """
 
     device: str
     version: int
@@ -125,6 +129,12 @@ def _assignment(row: Row[Any], back: Row[Any] | None, current: bool) -> Assignme
         back_at=0.0 if back is None else back.created_at,
         current=current,
     )
+
+
+def is_accepted(connection: Connection, device: str) -> bool:
+    """Tell whether a device is accepted."""
+    query = select(devices.c.state).where(devices.c.device == device)
+    return connection.scalar(query) == DeviceState.ACCEPTED
 
 
 def load_desired(connection: Connection, device: str, *, lock: bool = False) -> DesiredRow | None:

@@ -19,20 +19,23 @@ from fleet.rollout_rows import (
     StoredVerdict,
     changing,
     desired_row,
+    is_accepted,
     load_assignments,
     load_desired,
     load_rollout,
     store_desired,
 )
-from fleet.schema import assignments, desired, liveness, reported, rollouts, verdicts
+from fleet.schema import assignments, desired, devices, liveness, reported, rollouts, verdicts
 from fleet.store_steps import RolloutStep
 from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError
 from skerry.states import (
     ASSIGNMENT_ENDS,
     ROLLOUT_ENDS,
+    DeviceState,
     RolloutState,
 )
+from skerry.wire import SlotDesired
 
 __all__ = ["DesiredChange", "RolloutStore"]
 
@@ -145,7 +148,8 @@ class RolloutStore:
         """Return devices whose director metadata is older than a time, the oldest first."""
         query = (
             select(desired.c.device)
-            .where(desired.c.updated_at < at)
+            .join(devices, devices.c.device == desired.c.device)
+            .where(desired.c.updated_at < at, devices.c.state == DeviceState.ACCEPTED)
             .order_by(desired.c.updated_at)
             .limit(limit)
         )
@@ -163,8 +167,10 @@ class RolloutStore:
         query = (
             select(desired.c.device)
             .join(liveness, liveness.c.device == desired.c.device)
+            .join(devices, devices.c.device == desired.c.device)
             .outerjoin(reported, reported.c.device == desired.c.device)
             .where(
+                devices.c.state == DeviceState.ACCEPTED,
                 liveness.c.last_seen >= seen_since,
                 desired.c.updated_at < told_before,
                 func.coalesce(reported.c.desired_version, 0) < desired.c.version,
@@ -174,6 +180,29 @@ class RolloutStore:
         )
         with self._db.read() as connection:
             return list(connection.scalars(query))
+
+    def in_other_slots(self, target: str, slot: str) -> dict[str, str]:
+        """Return the devices that shall run a release in another slot, or are about to, and which.
+
+        Args:
+            target: of the release.
+            slot: the one that is no other.
+        """
+        found: dict[str, str] = {}
+        open_states = [state for state in RolloutState if state not in ROLLOUT_ENDS]
+        query = select(rollouts.c.body).where(
+            rollouts.c.state.in_(sorted(open_states)), rollouts.c.slot != slot
+        )
+        with self._db.read() as connection:
+            for body in connection.scalars(query):
+                rollout = from_json(body.encode(), Rollout)
+                if rollout.plan.target == target:
+                    found |= dict.fromkeys(rollout.devices, rollout.plan.slot)
+            for row in connection.execute(select(desired.c.device, desired.c.slots)):
+                for name, wanted in from_json(row.slots.encode(), dict[str, SlotDesired]).items():
+                    if name != slot and wanted.target == target:
+                        found[row.device] = name
+        return found
 
     @contextlib.contextmanager
     def change_desired(self, device: str) -> Iterator["DesiredChange"]:
@@ -188,6 +217,10 @@ class DesiredChange:
     def __init__(self, connection: Connection, row: DesiredRow | None) -> None:
         self._connection = connection
         self.row = row
+
+    def accepts(self) -> bool:
+        """Tell whether the device is accepted."""
+        return self.row is not None and is_accepted(self._connection, self.row.device)
 
     def put(self, row: DesiredRow) -> None:
         """Store it."""

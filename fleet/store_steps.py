@@ -10,14 +10,15 @@ from fleet.rollout_rows import (
     DesiredRow,
     StoredVerdict,
     changing,
+    is_accepted,
     load_assignments,
     load_desired,
     store_desired,
 )
-from fleet.schema import assignments, releases, reported, rollouts, steps, verdicts
+from fleet.schema import assignments, devices, releases, reported, rollouts, steps, verdicts
 from skerry.canonical import from_json
 from skerry.errors import ConflictError, NotFoundError
-from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, advance
+from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, DeviceState, advance
 from skerry.wire import ReleaseRef
 
 __all__ = ["NewAssignment", "RolloutStep"]
@@ -48,6 +49,18 @@ class RolloutStep:
     def assignments(self) -> dict[str, Assignment]:
         """Return each device's latest assignment in the rollout."""
         return load_assignments(self._connection, self.rollout.rollout_id)
+
+    def absent(self) -> dict[str, DeviceState]:
+        """Return the rollout's devices that are not accepted, and what they are instead."""
+        query = select(devices.c.device, devices.c.state).where(
+            devices.c.state != DeviceState.ACCEPTED
+        )
+        found = {row.device: DeviceState(row.state) for row in self._connection.execute(query)}
+        return {device: found[device] for device in self.rollout.devices if device in found}
+
+    def accepts(self, device: str) -> bool:
+        """Tell whether a device is accepted."""
+        return is_accepted(self._connection, device)
 
     def verdicts(self) -> dict[str, StoredVerdict]:
         """Return the latest verdict on each stage since it began to be analysed."""

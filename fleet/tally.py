@@ -10,11 +10,22 @@ from typing import Final
 import msgspec
 
 from fleet.plan import Assignment, Stage
-from skerry.states import ASSIGNMENT_ENDS, ASSIGNMENT_FAILURES, AssignmentState
+from skerry.states import (
+    ASSIGNMENT_ENDS,
+    ASSIGNMENT_FAILURES,
+    AssignmentState,
+    DeviceState,
+    StageState,
+)
 
-__all__ = ["NO_TRAFFIC", "Tally", "count", "in_words"]
+__all__ = ["NOBODY", "NO_TRAFFIC", "Absent", "Tally", "count", "in_words"]
 
+Absent = Mapping[str, DeviceState]  # devices that are not accepted
+NOBODY: Final[Absent] = {}
 NO_TRAFFIC: Final = "insufficient_data"  # the code of a probation that saw too few requests
+
+
+_TELLING: Final = frozenset({StageState.PENDING, StageState.ACTIVE, StageState.INCONCLUSIVE})
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -23,7 +34,7 @@ class Tally(msgspec.Struct, frozen=True):
     committed: list[str]
     failed: list[str]  # said so themselves, or timed out
     starved: list[str]  # too little traffic to judge the new model
-    left_out: list[str]  # neither way: had it, cannot run it, withdrawn (rule 4)
+    left_out: list[str]  # neither way: had it, cannot run it, withdrawn, absent (rules 4, 12)
     under_way: list[str]
     why: dict[str, str]  # of the failed ones
 
@@ -52,13 +63,15 @@ class Tally(msgspec.Struct, frozen=True):
         return ", ".join(parts)
 
 
-def count(stage: Stage, assignments: Mapping[str, Assignment]) -> Tally:
-    """Return what came of a stage's devices (rules 1, 2 and 4)."""
+def count(stage: Stage, assignments: Mapping[str, Assignment], absent: Absent = NOBODY) -> Tally:
+    """Return what came of a stage's devices (rules 1, 2, 4 and 12)."""
     tally = Tally([], [], [], [], [], {})
     for device in stage.devices:
         known = assignments.get(device)
         if known is None:
-            tally.under_way.append(device)
+            # one that comes back when the others are in is not told any more
+            is_late = device in absent or stage.state not in _TELLING
+            (tally.left_out if is_late else tally.under_way).append(device)
         elif known.state is AssignmentState.COMMITTED:
             tally.committed.append(device)
         elif known.state in ASSIGNMENT_FAILURES and known.code == NO_TRAFFIC:
