@@ -127,7 +127,8 @@ class RegistryStore(Protocol):
     ) -> bool:
         """Change a device's state, and why it may not speak, if it still is `old`; tell if it was.
 
-        For a device that is accepted, what was heard of it is looked at anew.
+        For a device that is accepted, what was heard of it is looked at anew; one that is
+        decommissioned has nothing under way any more.
         """
         ...
 

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from fleet.assignment_steps import end_open
 from fleet.ca import Certificate
 from fleet.database import Database
 from fleet.registry import Claim, DeviceRecord
@@ -21,7 +22,7 @@ from fleet.voices import Voice, start_over
 from skerry.canonical import from_json, from_msgpack, to_json, to_msgpack
 from skerry.keys import PublicKey
 from skerry.profile import Inventory, hw_class
-from skerry.states import DeviceState
+from skerry.states import AssignmentState, DeviceState
 from skerry.wire import ReleaseRef
 
 __all__ = ["DeviceStore", "DeviceView"]
@@ -205,7 +206,8 @@ class DeviceStore:
     ) -> bool:
         """Change a device's state, and why it may not speak, if it still is `old`; tell if it was.
 
-        For a device that is accepted, what was heard of it is looked at anew.
+        For a device that is accepted, what was heard of it is looked at anew; one that is
+        decommissioned has nothing under way any more.
         """
         with self._db.write() as connection:
             moved = connection.execute(
@@ -215,6 +217,9 @@ class DeviceStore:
             )
             if moved.rowcount == 1 and new is DeviceState.ACCEPTED:
                 _start_over(connection, device_id)
+            if moved.rowcount == 1 and new is DeviceState.DECOMMISSIONED:
+                end, why = AssignmentState.DECOMMISSIONED, "the device was decommissioned"
+                end_open(connection, device_id, end, why, now.timestamp())
         self.forget_key(device_id)
         return moved.rowcount == 1
 

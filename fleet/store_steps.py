@@ -1,10 +1,9 @@
 """One step of a rollout, inside the transaction that loaded and locked it."""
 
-from typing import Any
-
 import msgspec
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
+from fleet.assignment_steps import end_open, set_state, take_step
 from fleet.plan import Assignment, Rollout
 from fleet.rollout_rows import (
     DesiredRow,
@@ -18,7 +17,7 @@ from fleet.rollout_rows import (
 from fleet.schema import assignments, devices, releases, reported, rollouts, steps, verdicts
 from skerry.canonical import from_json
 from skerry.errors import ConflictError, NotFoundError
-from skerry.states import ASSIGNMENT, ASSIGNMENT_ENDS, AssignmentState, DeviceState, advance
+from skerry.states import AssignmentState, DeviceState
 from skerry.wire import ReleaseRef
 
 __all__ = ["NewAssignment", "RolloutStep"]
@@ -123,7 +122,14 @@ class RolloutStep:
         An assignment without a target takes the slot out: nothing comes back from the
         device, so it is committed at once.
         """
-        self._supersede(new, now)
+        end_open(
+            self._connection,
+            new.device,
+            AssignmentState.SUPERSEDED,
+            f"superseded by {new.assignment_id}",
+            now,
+            slot=new.slot,
+        )
         self._connection.execute(
             insert(assignments).values(
                 assignment=new.assignment_id,
@@ -151,7 +157,7 @@ class RolloutStep:
             for position, state in enumerate(path)
         ]  # fmt: skip
         self._connection.execute(insert(steps), rows)
-        self._set_state(new.assignment_id, path[-1], now)
+        set_state(self._connection, new.assignment_id, path[-1], now)
 
     def end_assignment(self, device: str, state: AssignmentState, reason: str, now: float) -> None:
         """End the device's latest forward assignment of this rollout from the fleet's side."""
@@ -165,7 +171,8 @@ class RolloutStep:
             .order_by(assignments.c.n.desc())
             .limit(1)
         ).one()
-        self._take_step(row.assignment, AssignmentState(row.state), state, now, reason)
+        old = AssignmentState(row.state)
+        take_step(self._connection, row.assignment, old, state, reason, now)
 
     def desired(self, device: str) -> DesiredRow | None:
         """Return what a device shall run."""
@@ -174,44 +181,3 @@ class RolloutStep:
     def put_desired(self, row: DesiredRow) -> None:
         """Store what a device shall run."""
         store_desired(self._connection, row)
-
-    def _supersede(self, new: NewAssignment, now: float) -> None:
-        table = assignments.c
-        rows = self._connection.execute(
-            select(table.assignment, table.state).where(
-                table.device == new.device,
-                table.slot == new.slot,
-                table.state.not_in(sorted(ASSIGNMENT_ENDS)),
-            )
-        ).all()
-        for row in rows:
-            reason = f"superseded by {new.assignment_id}"
-            old = AssignmentState(row.state)
-            self._take_step(row.assignment, old, AssignmentState.SUPERSEDED, now, reason)
-
-    def _take_step(
-        self, assignment: str, old: AssignmentState, new: AssignmentState, now: float, why: str
-    ) -> None:
-        advance(ASSIGNMENT, old, new)
-        last = self._connection.scalar(
-            select(func.max(steps.c.position)).where(steps.c.assignment == assignment)
-        )
-        position = 0 if last is None else last + 1
-        self._connection.execute(
-            insert(steps).values(
-                assignment=assignment, position=position, state=new, at=now, stored_at=now
-            )
-        )
-        self._set_state(assignment, new, now, why)
-
-    def _set_state(
-        self, assignment: str, state: AssignmentState, now: float, why: str | None = None
-    ) -> None:
-        values: dict[str, Any] = {"state": state, "updated_at": now}
-        if state in ASSIGNMENT_ENDS:
-            values["ended_at"] = now
-        if why is not None:
-            values["message"] = why
-        self._connection.execute(
-            update(assignments).where(assignments.c.assignment == assignment).values(values)
-        )

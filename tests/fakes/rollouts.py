@@ -19,7 +19,7 @@ from fleet.rollout import (
     decide,
     draft,
 )
-from skerry.states import ASSIGNMENT, AnalysisState, AssignmentState, advance
+from skerry.states import ASSIGNMENT, AnalysisState, AssignmentState, DeviceState, advance
 
 # The way of a device to which everything goes well, after it was notified.
 GOOD_WAY = (
@@ -49,6 +49,7 @@ class Desk:
         self.rollout: Rollout = draft("r-1", plan, devices, self.now)
         self.assignments: dict[str, Assignment] = {}
         self.verdicts: dict[str, Opinion] = {}
+        self.absent: dict[str, DeviceState] = {}  # devices that are not accepted
         self.asked: list[str] = []  # stages whose analysis was requested
         self.log: list[Decision] = []
         self._ids = itertools.count(1)
@@ -62,7 +63,7 @@ class Desk:
     def tick(self, after_s: float = 0.0) -> list[Decision]:
         """Time passes, then the engine decides once."""
         self.now += after_s
-        made = decide(self.rollout, self.assignments, self.verdicts, self.now)
+        made = decide(self.rollout, self.assignments, self.verdicts, self.now, self.absent)
         self._carry_out(made)
         return made
 

@@ -19,6 +19,7 @@ from skerry.states import (
     ASSIGNMENT_ENDS,
     AnalysisState,
     AssignmentState,
+    DeviceState,
     RolloutState,
     StageState,
 )
@@ -26,6 +27,7 @@ from tests.fakes.rollouts import Desk, Say
 
 DEVICES = [f"dev-{n}" for n in range(6)]
 LATE = ["dev-8", "dev-9"]
+OUT = [DeviceState.PENDING, DeviceState.REJECTED, DeviceState.DECOMMISSIONED]
 NO_SUCCESS = {AssignmentState.FAILED, AssignmentState.ROLLED_BACK, AssignmentState.TIMED_OUT}
 
 thresholds = st.sampled_from([0.3, 0.5, 1.0])
@@ -72,19 +74,21 @@ class AnyHistory(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         desk = self.desk
         desk.now += seconds
-        made = decide(desk.rollout, desk.assignments, desk.verdicts, desk.now)
-        assert made == decide(desk.rollout, desk.assignments, desk.verdicts, desk.now)
+        made = decide(desk.rollout, desk.assignments, desk.verdicts, desk.now, desk.absent)
+        assert made == decide(desk.rollout, desk.assignments, desk.verdicts, desk.now, desk.absent)
         desk.tick()
         active = {s.name: set(s.devices) for s in desk.rollout.stages if s.state == "active"}
         for decision in made:
             if isinstance(decision, Notify):
                 assert decision.device in active[decision.stage]
+                assert decision.device not in desk.absent
             if isinstance(decision, StageTo) and decision.state is StageState.ANALYZING:
                 desk.verdicts.pop(decision.stage, None)
 
     @rule(data=st.data(), hurry=st.booleans())
     def report(self, data: st.DataObject, hurry: bool) -> None:
         under_way = [d for d, a in self.desk.assignments.items() if ASSIGNMENT[a.state]]
+        under_way = [device for device in under_way if device not in self.desk.absent]
         if not under_way:
             return
         device = data.draw(st.sampled_from(sorted(under_way)))
@@ -99,13 +103,39 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def everybody_commits(self) -> None:
         for device, known in self.desk.assignments.items():
-            if known.state is AssignmentState.NOTIFIED:
+            if known.state is AssignmentState.NOTIFIED and device not in self.desk.absent:
                 self.desk.commit(device)
+
+    @rule(device=st.sampled_from(DEVICES), state=st.sampled_from(OUT), returns=st.booleans())
+    def go_or_come(self, device: str, state: DeviceState, returns: bool) -> None:
+        if self.desk.absent.get(device) is DeviceState.DECOMMISSIONED:
+            return
+        if returns:
+            self.desk.absent.pop(device, None)
+        else:
+            self.desk.absent[device] = state
+
+    @rule()
+    def everybody_goes(self) -> None:
+        """Then nothing is waited for: the rollout is decided, or asks an operator."""
+        self.desk.absent |= {
+            device: DeviceState.REJECTED
+            for device in self.desk.rollout.devices
+            if device not in self.desk.absent
+        }
+        for _ in range(15):
+            self.tick(6.0)
+        stages = [stage.state for stage in self.desk.rollout.stages]
+        if self.desk.rollout.state is RolloutState.RUNNING:
+            assert StageState.ACTIVE not in stages
+        assert self.desk.rollout.state is not RolloutState.ROLLING_BACK
+        for device, known in self.desk.assignments.items():
+            assert known.state in ASSIGNMENT_ENDS, device
 
     @rule()
     def everybody_is_back(self) -> None:
         waiting = [d for d, a in self.desk.assignments.items() if a.back is not None]
-        self.desk.go_back(*waiting)
+        self.desk.go_back(*(device for device in waiting if device not in self.desk.absent))
 
     @rule(state=st.sampled_from(list(AnalysisState)), insufficient=st.booleans())
     def verdict(self, state: AnalysisState, insufficient: bool) -> None:
@@ -171,7 +201,8 @@ class AnyHistory(RuleBasedStateMachine):
         assert all(known.state in ASSIGNMENT_ENDS for known in desk.assignments.values())
         rest = desk.rollout.stages[2]
         if rest.state is StageState.PASSED:
-            states = [desk.assignments[device].state for device in rest.devices]
+            told = [device for device in rest.devices if device in desk.assignments]
+            states = [desk.assignments[device].state for device in told]
             assert NO_SUCCESS.isdisjoint(states)  # its success threshold is 1
 
     def _completion(self) -> object:
