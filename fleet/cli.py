@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from fleet.cli_broker import broker_config
+from fleet.cli_public import public
 from fleet.command import (
     PATH,
     Group,
@@ -102,6 +103,9 @@ fleet.add_command(broker_config)
 @click.group(cls=Group)
 def keys() -> None:
     """Make and list signing keys."""
+
+
+keys.add_command(public)
 
 
 @keys.command("ceremony")

@@ -59,7 +59,7 @@ class ExecSigner(Signer):
             TrustError: it is another key than the one given.
         """
         signer = open_exec(priv_key_uri)
-        if signer.public_key != public_key:
+        if signer.public_key.keyid != public_key.keyid:
             raise TrustError(f"expected key {public_key.keyid} at {priv_key_uri}", "key_type")
         return signer
 

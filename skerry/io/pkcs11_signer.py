@@ -79,7 +79,7 @@ class Pkcs11Signer(Signer):
         if ask is None:
             raise UsageError("expected a function that asks for the PIN")
         signer = open_pkcs11(priv_key_uri, lambda what: ask(what).encode())
-        if signer.public_key != public_key:
+        if signer.public_key.keyid != public_key.keyid:
             raise TrustError(f"expected key {public_key.keyid} at {priv_key_uri}", "key_type")
         return signer
 
