@@ -28,6 +28,7 @@ from skerry.bundle import Bundle
 from skerry.canonical import sha256
 from skerry.custom import catalog_custom, catalog_target
 from skerry.errors import ConflictError, FormatError, TrustError
+from skerry.io.signers import add_signature
 from skerry.keys import Signer
 from skerry.profile import ANY_CLASS
 from skerry.trust import CatalogTarget, parse_target, target_path
@@ -115,7 +116,7 @@ def add_release(
             {"custom": catalog_custom(_next(release, known))},
         )
     targets.expires = (now + VALID).replace(microsecond=0)
-    metadata.sign(key)
+    add_signature(metadata, key)
     return metadata.to_bytes(JSONSerializer(compact=True))
 
 

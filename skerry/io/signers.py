@@ -12,11 +12,13 @@ and only when it is needed; it is never part of the name.
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from securesystemslib.signer import Signer, SSlibKey
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Metadata
 
-from skerry.errors import NotFoundError, TrustError, UsageError
+from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
 from skerry.io.exec_signer import open_exec
 from skerry.io.key_files import (
     Passphrase,
@@ -34,6 +36,7 @@ __all__ = [
     "PASSPHRASE_HELP",
     "PASSPHRASE_VARIABLE",
     "Passphrase",
+    "add_signature",
     "key_id_of",
     "open_signer",
     "passphrase_from",
@@ -90,6 +93,26 @@ def read_key(spec: str, passphrase: Passphrase) -> SSlibKey:
     key = open_signer(spec, passphrase).public_key
     assert isinstance(key, SSlibKey)
     return key
+
+
+def add_signature(metadata: Metadata[Any], signer: Signer, *, append: bool = False) -> None:
+    """Sign metadata in place; python-tuf's own `sign` hides what a token or a command said.
+
+    Args:
+        metadata: what is signed.
+        signer: from `open_signer`.
+        append: keep the signatures of other keys.
+
+    Raises:
+        SkerryError: as the signer says.
+        TrustError: `signer_failed`: it failed in a way of its own.
+    """
+    try:
+        metadata.sign(signer, append=append)
+    except UnsignedMetadataError as error:
+        if isinstance(error.__cause__, SkerryError):
+            raise error.__cause__ from None
+        raise TrustError(f"expected a signature, got: {error}", "signer_failed") from None
 
 
 def passphrase_from(

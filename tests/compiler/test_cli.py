@@ -244,6 +244,14 @@ def test_a_release_is_signed_and_verified_with_a_key_in_any_form(
                 cli_release.verify, bundle, *checked, spec, SKERRY_KEY_PASSPHRASE=PIN.decode()
             )
             assert done.exit_code == 0, done.stderr
+        failing = command_for(
+            tmp_path / "f", ec.generate_private_key(ec.SECP256R1()), "sys.exit('no')"
+        )
+        out = tmp_path / "none.json"
+        done = run(cli_release.sign, bundle, "--publisher", "acme", "--key", failing, "--out", out)
+        assert (done.exit_code, done.stdout) == (7, "")
+        assert "exit code 1: no" in done.stderr
+        assert not out.exists()
         other = tmp_path / "token.pub"
         done = run(cli_release.verify, bundle, *checked, other)
         assert (done.exit_code, done.stdout) == (7, "")

@@ -19,6 +19,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Targets
 
 from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
 from skerry.io.signers import (
+    add_signature,
     key_id_of,
     open_signer,
     passphrase_from,
@@ -254,6 +255,26 @@ def test_a_public_key_is_had_from_each_form(three: dict[str, str], tmp_path: Pat
         (tmp_path / "key.pub").write_bytes(public_pem(key))
         assert read_key(str(tmp_path / "key.pub"), never) == key
         assert key_id_of(key) == key_id_of(read_public(tmp_path / "key.pub"))
+
+
+def test_what_a_signer_says_is_not_hidden(tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    signer = open_signer(command_for(tmp_path, key, then="sys.exit('quota exceeded')"), never)
+    metadata = Metadata(Targets())
+    with pytest.raises(TrustError, match="quota exceeded") as refused:
+        add_signature(metadata, signer)
+    assert refused.value.code == "signer_failed"
+    assert metadata.signatures == {}
+
+
+def test_a_signature_is_added_to_others_or_replaces_them(tmp_path: Path) -> None:
+    metadata = Metadata(Targets())
+    one, two = CryptoSigner.generate_ecdsa(), CryptoSigner.generate_ed25519()
+    add_signature(metadata, one)
+    add_signature(metadata, two, append=True)
+    assert set(metadata.signatures) == {one.public_key.keyid, two.public_key.keyid}
+    add_signature(metadata, two)
+    assert set(metadata.signatures) == {two.public_key.keyid}
 
 
 def tuf(signer: Signer) -> SSlibKey:
