@@ -15,9 +15,11 @@ from skerry.wire import (
     Ack,
     Batch,
     Desired,
+    Health,
     Hello,
     Policy,
     Reported,
+    Result,
     SlotDesired,
     Up,
     UpBody,
@@ -75,6 +77,21 @@ def test_everything_is_signed_and_numbered(device: Device) -> None:
     assert hello.desired_version == 3
     assert first.boot == second.boot == device.uplink.boot
     assert (first.seq, second.seq) == (1, 2)
+
+
+def test_the_mark_of_the_latest_ack_is_repeated_in_all_but_telemetry(
+    device: Device, tmp_path: Path
+) -> None:
+    device.uplink.health(Health())
+    device.uplink.mark = "given"
+    device.uplink.health(Health())
+    device.uplink.result(Result("c-1", ok=True))
+    spool = writer(tmp_path)
+    write(spool, prediction(1))
+    device.uplink._spooler.look()
+    device.uplink.telemetry(ALL, 0.0)
+    assert [up.mark for up, _ in device.heard()] == ["", "given", "given", ""]
+    spool.close()
 
 
 def test_telemetry_is_numbered_by_its_records(device: Device, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from fleet.setup import init_fleet
 from skerry.states import DeviceState
 from skerry.wire import UpType
 from tests.attacks.centre import DEVICE, Centre, Machine, Process
+from tests.attacks.identity import OK, asked
+from tests.fakes.listener import DEVICE as LISTENED
+from tests.fakes.listener import Listening, utc_now
 from tests.fakes.mqtt_device import until
 from tests.fakes.trusted import NOW
 from tests.fleet.test_service import ROOT, Running, get, post
@@ -195,6 +198,17 @@ def test_row_34_a_fleet_that_died_halfway_still_tells(centre: Centre) -> None:
     assert centre.hears(device.starts().says()) == {"not_accepted": 1}
 
 
+async def test_row_34_the_listener_refuses_a_device_that_is_shut_out(
+    listening: Listening,
+) -> None:
+    assert await asked(listening, listening.context) == OK
+    assert listening.registry.quarantine(LISTENED, "seen twice", utc_now())
+    assert await asked(listening, listening.context) == "certificate_refused"
+    assert listening.cut == [LISTENED]
+    listening.registry.move(LISTENED, DeviceState.ACCEPTED, utc_now())
+    assert await asked(listening, listening.context) == OK
+
+
 # --- signs of life ------------------------------------------------------------------------
 
 
@@ -262,6 +276,11 @@ class Agent:
         self.process.wait(20)
 
 
+def is_connected(state: Path) -> bool:
+    found: bool = json.loads((state / "status.json").read_text())["connected"]
+    return found
+
+
 def test_row_34_two_real_agents_with_one_identity(tmp_path: Path) -> None:
     ready = tmp_path / "fleet"
     init_fleet(ready, "demo", now=NOW)
@@ -277,11 +296,11 @@ def test_row_34_two_real_agents_with_one_identity(tmp_path: Path) -> None:
         subprocess.run([*enrol, made["token"]], cwd=ROOT, check=True, capture_output=True)
         shutil.copytree(state, copy)
 
-        def asked(path: str) -> Any:
+        def fleet_says(path: str) -> Any:
             return json.loads(get(f"{api}/{path}", token))
 
         def shown() -> Any:
-            return asked(f"devices/{DEVICE}")
+            return fleet_says(f"devices/{DEVICE}")
 
         for _ in range(3):  # restarts of one machine, each heard of at length
             agents.append(Agent(state))
@@ -291,8 +310,16 @@ def test_row_34_two_real_agents_with_one_identity(tmp_path: Path) -> None:
         agents += [Agent(state), Agent(copy)]
         until("the quarantine", lambda: shown()["state"] == "pending", 30.0)
         assert "two machines with one identity" in str(shown()["state_reason"])
-        (alert,) = asked("alerts")["items"]
+        (alert,) = fleet_says("alerts")["items"]
         assert (alert["kind"], alert["subject"]) == (KIND, DEVICE)
+        for place in (state, copy):
+            until("the cut", lambda place=place: not is_connected(place), 5.0)
+        agents.pop().end()  # the copy is taken away
+        done = post(f"{api}/devices/{DEVICE}/accepted", token)
+        assert (done["state"], done["state_reason"]) == ("accepted", "")
+        until("the one that is left", lambda: is_connected(state), 10.0)
+        until("a sign of life", lambda: shown()["last_seen"] > done["last_seen"], 10.0)
+        assert fleet_says("alerts")["items"][0]["state"] == "closed"
     finally:
         for agent in agents:
             agent.end()

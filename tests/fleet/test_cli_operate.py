@@ -87,6 +87,10 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
+def at_once() -> datetime:
+    return datetime.now(UTC)
+
+
 # --- looking ----------------------------------------------------------------------------
 
 
@@ -221,6 +225,19 @@ def test_devices_are_rejected_and_retired(operator: Operator) -> None:
     retired = operator.json("devices", "decommission", "harbour-02")
     assert retired["state"] == DeviceState.DECOMMISSIONED
     assert "decommissioned" in operator.fails(4, "devices", "reject", "harbour-02")
+
+
+def test_a_device_that_is_shut_out_shows_why_until_it_is_accepted(
+    operator: Operator, backend: FakeBackend
+) -> None:
+    backend.commands.quarantine.begin("harbour-01", "boots a and b speak in turn", at_once())
+    shown = operator.json("devices", "show", "harbour-01")
+    why = "two machines with one identity: boots a and b speak in turn"
+    assert (shown["state"], shown["state_reason"]) == (DeviceState.PENDING, why)
+    assert why in operator.run("devices", "list").stdout
+    assert "harbour-01 is shut out" in operator.run("alerts", "list").stdout
+    assert operator.fails(5, "devices", "preauthorize", "harbour-01").count("again")
+    assert operator.run("devices", "preauthorize", "harbour-01", "--again").exit_code == 0
 
 
 def test_an_alert_is_acknowledged(operator: Operator) -> None:

@@ -117,6 +117,7 @@ class Device:
             return
         self.up = True
         self._lives += 1
+        self._mark = ""  # of this life's latest ack
         saved = self.disk.read("state")
         host = Host(self.name, HW_CLASS, "0.1.0")
         state = from_msgpack(saved, State, limit=1 << 20) if saved else State(host)
@@ -290,6 +291,7 @@ class Device:
         data = seal_up(
             self.signer, dev=self.name, boot=boot or f"{self.name}-c{self._lives}",  # type: ignore[arg-type]
             seq=seq or self._messages, ts=self._clock.now, mono=self._clock.now, type=kind, body=body,
+            mark="" if kind == "telemetry" else self._mark,
         )  # fmt: skip
         if self.connected:
             self._link.send("fleet", up(FLEET_ID, SHARDS, self.name, kind), data)
@@ -318,6 +320,7 @@ class Device:
 
     def _acknowledged(self, ack: Ack) -> None:
         self.outbox.acknowledged(ack.upto, ack.credit)
+        self._mark = ack.mark or self._mark
         for boot_id in [boot for boot in ack.upto if boot in self.spool.boots]:
             cursor = self.outbox.cursors[boot_id]
             gone = self.spool.forget(boot_id, cursor.acked)

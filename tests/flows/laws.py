@@ -152,6 +152,8 @@ class Laws:
                 raise LawBroken("runs_missing", f"{device.name} runs a bundle it does not have")
 
     def check_fleet(self, fleet: Fleet) -> None:
+        if forks := [voice.fork for voice in fleet.ledger.voices.values() if voice.fork]:
+            raise LawBroken("one_machine_taken_for_two", forks[0])
         self._take_rows()
         ledger = fleet.ledger
         for rollout_id, rollout in ledger.rollouts.items():
