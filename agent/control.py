@@ -53,12 +53,12 @@ from agent.state import Database
 from agent.status import Status, read_status, write_status
 from agent.supervisor import Supervisor
 from agent.trust import Trust
-from agent.update import Machine
+from agent.update import Machine, accepts_version
 from agent.uplink import Uplink
 from skerry import topics
 from skerry.canonical import to_json
 from skerry.profile import hw_class
-from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result
+from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result, signed_by
 
 __all__ = ["Control"]
 
@@ -229,10 +229,10 @@ class Control:
                 self._take_ack(body)
                 self._trust.heard(body, payload)
             case Desired():
-                self._handle(DesiredArrived(down.version, body))
+                self._handle(DesiredArrived(down.version, body, signed_by(payload)))
                 self._trust.wake()
             case Policy():
-                self._take_policy(body)
+                self._take_policy(body, signed_by(payload))
             case Cmd():
                 self._take_command(body)
 
@@ -245,10 +245,12 @@ class Control:
         if ack.results:
             self._database.acknowledge(ack.results)
 
-    def _take_policy(self, policy: Policy) -> None:
-        if policy.version <= self._policy.version:
+    def _take_policy(self, policy: Policy, key_id: str) -> None:
+        stands = self._database.get("policy_key", str) in {None, *self._trust.keys}
+        if not accepts_version(self._policy.version if stands else 0, policy.version):
             return
         self._database.put("policy", policy)
+        self._database.put("policy_key", key_id)
         self._policy = policy
         self._supervisor.set_window(policy.window_s)
         self._link.spread_s = policy.spread_s

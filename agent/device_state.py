@@ -119,6 +119,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
 
     host: Host
     desired_version: int = 0
+    desired_key: str = ""  # id of the message key that signed it
     director: dict[str, bytes] = {}  # metadata that came with this desired
     slots: dict[str, Slot] = {}
     floor: Floor = Floor()

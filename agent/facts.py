@@ -60,6 +60,7 @@ class DesiredArrived(msgspec.Struct, frozen=True, tag=True):
 
     version: int
     desired: Desired
+    key_id: str = ""  # of the message key that signed it
 
 
 class Acknowledged(msgspec.Struct, frozen=True, tag=True):

@@ -230,8 +230,10 @@ class Trust:
         Raises:
             SkerryError: the verifier failed.
         """
-        answer = await self._ask("", self._state().director)
-        state, code = self._state(), answer.code
+        # who stole a message key may have left roots that are none: later ones come over HTTP
+        director = {n: d for n, d in self._state().director.items() if not n.endswith("root.json")}
+        answer = await self._ask("", director)
+        state, code, why = self._state(), answer.code, answer.message
         seen: dict[str, int] = {}
         until: dict[str, float] = {}
         self._learn_root(answer)
@@ -240,20 +242,17 @@ class Trust:
             try:
                 check_floor(state.floor.metadata, mine)
             except TrustError as error:
-                code = code or error.code
-                log.warning("refresh: %s", error)
+                code, why = (code, why) if code else (error.code, str(error))
             else:
                 seen |= mine
                 until[name] = expires
         if seen:
             self._handle(Refreshed(seen, sorted(answer.message_keys), until))
             self._raise_time()
-        if code != self.code:
+        if code not in {self.code, "unreachable"}:
             self.code = code
-            log.log(
-                logging.WARNING if code else logging.INFO,
-                "metadata is %s", f"refused: {answer.message} ({code})" if code else "fresh",
-            )  # fmt: skip
+            text = f"refused: {why} ({code})" if code else "fresh"
+            log.log(logging.WARNING if code else logging.INFO, "metadata is %s", text)
 
     def _director_is_new(self) -> bool:
         latest = self._state().director.get(TIMESTAMP)

@@ -29,6 +29,7 @@ from skerry.wire import SlotDesired, Step
 __all__ = ["Turn", "name_of"]
 
 MAX_ENDED: Final = 32  # last words kept until the fleet has them
+TIME_STEP_S: Final = 3600.0  # the floor of time rises in steps, so that it is seldom written
 MAX_MESSAGE: Final = 500  # characters
 _A = AssignmentState
 
@@ -56,17 +57,25 @@ class Turn:
         """Replace one slot."""
         self.change(slots={**self.state.slots, slot.name: slot})
 
-    def raise_floor(
-        self,
-        *,
-        releases: Mapping[str, int] | None = None,
-        time: SignedTime | None = None,
-    ) -> None:
-        """Raise floors of releases or of the time; neither ever sinks."""
+    def told_time(self, at: float, key_id: str) -> None:
+        """Raise the floor of time, but never past what other keys have signed.
+
+        So a message key alone can make what is here expire, but nothing that is signed later.
+
+        Args:
+            at: Unix seconds, told now.
+            key_id: of the message key that signed it.
+        """
         floor = self.state.floor
-        if time is not None and time.at > floor.time:
-            floor = msgspec.structs.replace(floor, time=time.at, time_key=time.key_id)
-        releases = _highest(floor.releases, releases or {})
+        bound = max(self.state.until.values(), default=0.0)
+        at = min(at, bound)
+        if at >= floor.time + TIME_STEP_S or floor.time < at == bound:
+            self.change(floor=msgspec.structs.replace(floor, time=at, time_key=key_id))
+
+    def raise_releases(self, releases: Mapping[str, int]) -> None:
+        """Raise the floors of slots' releases; none ever sinks."""
+        floor = self.state.floor
+        releases = _highest(floor.releases, releases)
         self.change(floor=msgspec.structs.replace(floor, releases=releases))
 
     def verified(
@@ -75,7 +84,7 @@ class Turn:
         """Raise the floors of metadata that was verified, and note how long it is fresh.
 
         Under a newer root a repository's floors begin anew, and under a newer root of the director
-        also that of the time, unless the key that signed it stands.
+        also the time and the version of `desired`, unless the key that signed them stands.
 
         Args:
             metadata: versions seen.
@@ -87,6 +96,8 @@ class Turn:
         signed = [SignedTime(floor.time, floor.time_key)]
         if root > floor.metadata.get("director/root", root):
             signed = standing_times(signed, keys)
+            if self.state.desired_key not in keys:
+                self.change(desired_version=0, desired_key="")
         time = signed[0] if signed else SignedTime(0.0, "")
         self.change(
             floor=Floor(

@@ -6,8 +6,9 @@ to an installer, whose outcomes come back as events. The rules, in order:
 
 1.  Save the state, then act. Every effect may be carried out twice: after a restart
     `Machine.resume` repeats those of the saved state.
-2.  A `desired` applies only if its version is higher than the last one that did, and an
-    assignment is begun once, whatever happens to it.
+2.  A `desired` applies only if its version is higher than the last one that did (versions
+    begin anew when a root revokes the key that signed them), and an assignment is begun
+    once, whatever happens to it.
 3.  Nothing is fetched before director and catalog are verified and `skerry.trust` has no
     objection. Metadata floors rise with what was verified, a slot's release floor at commit,
     the floor of time with the fleet's answer to a nonce; all are saved with the state.
@@ -60,13 +61,13 @@ from agent.probation import judge
 from agent.turn import Turn, name_of
 from skerry.errors import TrustError
 from skerry.states import AssignmentState, Effect
-from skerry.trust import SignedTime, check_assignment, check_floor, parse_target
+from skerry.trust import check_assignment, check_floor, parse_target
 from skerry.wire import ReleaseRef
 
 __all__ = ["Installer", "Journal", "Machine", "accepts_version", "release_floor", "step"]
 
 MAX_CRASHES: Final = 3  # of serve, in one probation
-TIME_STEP_S: Final = 3600.0  # the clock floor rises in steps, so that it is seldom written
+MAX_VERSION: Final = 1 << 62
 # not an attack but an operator's mistake, and no failure of the release
 _UNFIT_CODES: Final = frozenset({"wrong_hardware", "old_agent"})
 _A = AssignmentState
@@ -123,8 +124,8 @@ class Machine:
 
 
 def accepts_version(stored: int, arrived: int) -> bool:
-    """Tell whether a `desired` of this version applies: it must be newer than the last."""
-    return arrived > stored
+    """Tell whether a version applies: newer than the last one that did, and one to count on from."""
+    return stored < arrived <= MAX_VERSION
 
 
 def release_floor(state: State, slot: str) -> int:
@@ -151,8 +152,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[EffectItem
             _on_desired(turn, event)
         case Acknowledged(version=version):
             _on_acknowledged(turn, version)
-        case FleetTimeHeard():
-            _on_time(turn, event)
+        case FleetTimeHeard(at=at, key_id=key_id):
+            turn.told_time(at, key_id)
         case Refreshed(metadata=metadata, keys=keys, until=until):
             turn.verified(metadata, keys, until)
         case Ticked() | ServeCrashed() | ServeUnable():
@@ -169,7 +170,11 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[EffectItem
 def _on_desired(turn: Turn, event: DesiredArrived) -> None:
     if not accepts_version(turn.state.desired_version, event.version):
         return
-    turn.change(desired_version=event.version, director=event.desired.director)
+    turn.change(
+        desired_version=event.version,
+        desired_key=event.key_id,
+        director=event.desired.director,
+    )
     turn.report()
     for name, want in sorted(event.desired.slots.items()):
         slot = turn.state.slots.get(name, Slot(name))
@@ -190,24 +195,13 @@ def _on_desired(turn: Turn, event: DesiredArrived) -> None:
                 turn.stop(slot, slot.work, Ending(_A.CANCELED, "canceled", "no longer desired"))
 
 
-def _on_time(turn: Turn, event: FleetTimeHeard) -> None:
-    """Raise the floor of time, but never past what other keys have signed.
-
-    So a message key alone can make what is here expire, but nothing that is signed from now on.
-    """
-    floor, bound = turn.state.floor.time, max(turn.state.until.values(), default=0.0)
-    at = min(event.at, bound)
-    if at >= floor + TIME_STEP_S or floor < at == bound:
-        turn.raise_floor(time=SignedTime(at, event.key_id))
-
-
 def _on_acknowledged(turn: Turn, version: int) -> None:
     state = turn.state
-    if version > state.reported_version:
+    if accepts_version(state.reported_version, version):
         # the fleet knows of reports that this state does not: it was lost once
         turn.change(reported_version=version, acked_version=version)
         turn.report()
-    elif version > state.acked_version:
+    elif state.acked_version < version <= state.reported_version:
         kept = [ended for ended in state.ended if ended.version > version]
         turn.change(acked_version=version, ended=kept)
 
@@ -368,7 +362,7 @@ def _on_observed(turn: Turn, slot: Slot, work: Work, event: ProbationObserved) -
         return
     release = work.release
     assert release is not None
-    turn.raise_floor(releases={slot.name: release.release_counter})
+    turn.raise_releases({slot.name: release.release_counter})
     slot = msgspec.structs.replace(slot, current=release, previous=slot.current)
     turn.end(slot, work, Ending(_A.COMMITTED, "", ""), None, live=event.live)
 

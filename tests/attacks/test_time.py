@@ -8,7 +8,7 @@ from tuf.api.metadata import Metadata, Root
 from fleet.roles import sign, tuf_key
 from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.keys import Signer
-from skerry.wire import Ack, Hello, open_up
+from skerry.wire import Ack, Hello, Policy, open_up
 from tests.attacks.harness import (
     DEVICE,
     NEW,
@@ -268,6 +268,35 @@ async def test_row_10_a_new_root_does_not_lower_the_release_counter(site: Site) 
     order = site.order(releases[-2])
     low = site.director_signs(director_targets(order), signer=director)
     assert await site.tell(low | {"2.root.json": root}, order) == committed("1.5.0")
+
+
+async def test_row_10_versions_of_messages_far_ahead_and_recovery(site: Site) -> None:
+    """A stolen message key uses up the versions of `desired` and `policy`, and of reports."""
+    control, last = site.device.control, 1 << 62
+    order = site.order(site.publish())
+    site.desired_versions = last - 1
+    garbage = site.signed(order) | {"2.root.json": b"none"}
+    assert await site.tell(garbage, order) == refused("metadata_invalid")
+    site.device.hear(site.seal("policy", Policy(version=last, window_s=1.0), dev="all"))
+    for reported in (last, last + 1, (1 << 64) - 1):
+        site.device.hear(site.seal("ack", Ack(reported=reported)))
+    assert control._policy.version == last
+    newer = site.order(site.publish("1.2.0"))
+    site.desired_versions = 7
+    site.device.hear(site.desired(site.signed(newer), newer))
+    assert control._machine.state.desired_version == last
+    # the holders of the root keys name another message key
+    message = Signer.generate()
+    root = next_root(site, "director", {}, message)
+    site.network["/tuf/director/metadata/2.root.json"] = root
+    site.device.hear(site.seal("policy", Policy(version=3), dev="all", signer=message))
+    assert await control._trust.look(ask=False)
+    site.device.hear(site.seal("policy", Policy(version=3), dev="all", signer=message))
+    assert control._policy == Policy(version=3)
+    site.device.hear(site.desired(site.signed(newer), newer, signer=message))
+    assert await site.device.outcome(newer.nonce) == committed("1.2.0")
+    site.device.hear(site.seal("policy", Policy(version=2), dev="all", signer=message))
+    assert control._policy == Policy(version=3)
 
 
 @pytest.mark.parametrize("repository", ["catalog", "director"])

@@ -37,7 +37,7 @@ MUTANTS = (
     ),
     Mutant(
         "version check",
-        (("agent/update.py", "    return arrived > stored\n", "    return True\n"),),
+        (("agent/update.py", "    return stored < arrived <= MAX_VERSION\n", "    return True\n"),),
     ),
     Mutant(
         "floor check",

@@ -364,7 +364,7 @@ def test_while_the_fleet_is_down_everybody_says_so_and_nothing_is_lost(
     ours, theirs = town.token("airport-01"), town.token("airport-02")
     must(agent("enroll", "--state", tmp_path / "one", "--token", ours))
     down = ("--fleet", town.info["api_url"], "--token-file", town.data / "admin.token")
-    broker = town.info["broker_url"].removeprefix("mqtt://")
+    broker = town.info["broker_url"].partition("://")[2]
     town.stop()
     try:
         for call in (("devices", "list"), ("publish", town.bundle, town.signed)):
