@@ -11,10 +11,14 @@ A publisher's new metadata is accepted only if
 6. the model belongs to this publisher: who released it first. Counters of two publishers cannot be
    compared.
 
+A publisher whose keys were replaced is silenced until it signs all of its releases again with the
+new ones: devices go on serving what they run, and take nothing new of it.
+
 Then snapshot and timestamp are signed anew with the online keys. The timestamp is written last and
 names everything else, so that a crash in between leaves the catalog as it was.
 """
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,6 +39,7 @@ from fleet.roles import (
     load_roots,
     parse,
     sign,
+    tuf_key,
     until,
 )
 from skerry.bundle import Bundle
@@ -82,13 +87,37 @@ class Catalog:
         self._folder = make_folder(folder)
         self._keys = keys
         self._lock = threading.Lock()
-        self._roots = load_roots(folder)
-        self._root = parse(self.root, Root, "catalog root").signed
+        self._load()
+        self.renew(now)
+
+    def _load(self) -> None:
+        roots = load_roots(self._folder)
+        root = parse(roots[max(roots)], Root, "catalog root").signed
+        for role, signer in ((Snapshot.type, self._keys.snapshot),
+                             (Timestamp.type, self._keys.timestamp)):  # fmt: skip
+            if tuf_key(signer.public).keyid not in root.roles[role].keyids:
+                raise TrustError(
+                    f"expected the catalog root to name {role} key {signer.key_id}; "
+                    "the root and the keys folder are not of one fleet: restore both as a whole",
+                    "unknown_key",
+                )
+        self._roots, self._root = roots, root
         self._targets = self._load_targets()
+        self._due: set[str] = set()  # roles that another key has signed than the root names now
         self._timestamp = self._load_timestamp()
         self._snapshot = self._load_snapshot()
+        self._silenced: dict[str, Metadata[Targets]] = {}
         self._publishers = self._load_publishers()
-        self.renew(now)
+
+    def reload(self, now: datetime) -> None:
+        """Take up roots and delegations that were installed, and sign what follows from them.
+
+        Raises:
+            TrustError: they are not signed as they should be, or name other keys than the fleet's.
+        """
+        with self._lock:
+            self._load()
+            self._sign(self._publishers, now)
 
     @property
     def root(self) -> bytes:
@@ -154,7 +183,7 @@ class Catalog:
         publisher = publisher_of(metadata.signed)
         check_signed(self._targets, publisher, metadata)
         self._check_owner(publisher, bundle.manifest.model)
-        known = self._publishers.get(publisher)
+        known = self._publishers.get(publisher) or self._silenced.get(publisher)
         if known is not None and metadata.to_dict() == known.to_dict():
             # the same request again: its answer was lost
             target = check_release(publisher, known.signed, known.signed, bundle, now)
@@ -203,7 +232,7 @@ class Catalog:
         ]
 
     def _check_owner(self, publisher: str, model: str) -> None:
-        for name, metadata in self._publishers.items():
+        for name, metadata in (self._publishers | self._silenced).items():
             models = {parse_target(path).model for path in metadata.signed.targets}
             if name != publisher and model in models:
                 raise TrustError(
@@ -217,11 +246,18 @@ class Catalog:
 
         What is served changes only at the end: a full disk leaves the catalog as it was.
         """
-        meta = {"targets.json": MetaFile(self._targets.version)}
+        # clients refuse a snapshot that leaves out a role: who may release no more stays in it
+        meta = {} if self._snapshot is None else dict(self._snapshot.meta)
+        meta["targets.json"] = MetaFile(self._targets.version)
         for name, metadata in publishers.items():
             meta[f"{name}.json"] = MetaFile(metadata.signed.version)
         snapshot, timestamp = self._snapshot, self._timestamp
-        if snapshot is None or snapshot.meta != meta or snapshot.expires - now < SNAPSHOT_RENEWAL:
+        if (
+            snapshot is None
+            or snapshot.meta != meta
+            or snapshot.expires - now < SNAPSHOT_RENEWAL
+            or Snapshot.type in self._due
+        ):
             snapshot = Snapshot(
                 version=1 if snapshot is None else snapshot.version + 1,
                 expires=until(now, SNAPSHOT_VALID),
@@ -233,6 +269,7 @@ class Catalog:
             timestamp is not None
             and timestamp.snapshot_meta.version == snapshot.version
             and timestamp.expires - now > TIMESTAMP_RENEWAL
+            and Timestamp.type not in self._due
         ):
             return False
         timestamp = Timestamp(
@@ -243,17 +280,20 @@ class Catalog:
         write_atomic(self._folder / "timestamp.json", sign(timestamp, [self._keys.timestamp]))
         # whole values are replaced, so that readers in other threads see the old or the new ones
         self._publishers, self._snapshot, self._timestamp = publishers, snapshot, timestamp
+        self._silenced = {n: m for n, m in self._silenced.items() if n not in publishers}
+        self._due = set()
         return True
 
     def _roles(self) -> set[str]:
-        return {Root.type, Targets.type, Snapshot.type, Timestamp.type, *self._publishers}
+        return {Root.type, Targets.type, Snapshot.type, Timestamp.type, *self._publishers,
+                *self._silenced}  # fmt: skip
 
     def _version(self, role: str) -> int:
         """Return the latest version of a role that is served."""
         present = {Root.type: self._root, Targets.type: self._targets}
         online = {Snapshot.type: self._snapshot, Timestamp.type: self._timestamp}
-        if role in self._publishers:
-            return self._publishers[role].signed.version
+        if (known := self._publishers.get(role) or self._silenced.get(role)) is not None:
+            return known.signed.version
         signed = present.get(role) or online.get(role)
         return signed.version if signed is not None else 0
 
@@ -267,7 +307,7 @@ class Catalog:
         if not (self._folder / "timestamp.json").is_file():
             return None
         metadata = self._read("timestamp.json", Timestamp)
-        check_signed(self._root, Timestamp.type, metadata)
+        self._check_online(Timestamp.type, metadata)
         return metadata.signed
 
     def _load_snapshot(self) -> Snapshot | None:
@@ -275,8 +315,21 @@ class Catalog:
             return None
         version = self._timestamp.snapshot_meta.version
         metadata = self._read(f"{version}.snapshot.json", Snapshot)
-        check_signed(self._root, Snapshot.type, metadata)
+        self._check_online(Snapshot.type, metadata)
         return metadata.signed
+
+    def _check_online(self, role: str, metadata: Metadata[Role]) -> None:
+        """Check who signed a role of ours; where a former root's key did, it is signed anew."""
+        try:
+            check_signed(self._root, role, metadata)
+        except TrustError:
+            for data in self._roots.values():
+                former = parse(data, Root, "catalog root").signed
+                with contextlib.suppress(TrustError):
+                    check_signed(former, role, metadata)
+                    self._due.add(role)
+                    return
+            raise
 
     def _load_publishers(self) -> dict[str, Metadata[Targets]]:
         loaded = {}
@@ -284,8 +337,13 @@ class Catalog:
             meta = None if self._snapshot is None else self._snapshot.meta.get(f"{name}.json")
             if meta is not None:
                 metadata = self._read(f"{meta.version}.{name}.json", Targets)
-                check_signed(self._targets, name, metadata)
-                loaded[name] = metadata
+                try:
+                    check_signed(self._targets, name, metadata)
+                except TrustError:
+                    # its keys were replaced: nothing of it counts until the new ones sign it
+                    self._silenced[name] = metadata
+                else:
+                    loaded[name] = metadata
         return loaded
 
     def _read(self, name: str, kind: type[Role]) -> Metadata[Role]:

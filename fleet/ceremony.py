@@ -1,8 +1,9 @@
 """The key ceremony: makes the keys that a fleet's machine never sees, and signs what they say.
 
     made, encrypted, in --out     root-1.pem root-2.pem root-3.pem   two of three sign
-                                  publisher-<name>.pem               signs releases
-                                  publisher-<name>.pub               its public half, to verify with
+                                  publisher-<name>.pem               signs releases; with m keys
+                                  publisher-<name>-<1..m>.pem        n of them sign each release
+                                  publisher-*.pub                    their public halves
                                   authority.pem                      signs the issuing authority
     read from the fleet           keys/public.json                   which keys are online
     written for the fleet         tuf/catalog/1.root.json 1.targets.json
@@ -13,36 +14,37 @@ The three root keys belong to three people, each with a passphrase and a place o
 all happen on a machine without a network: carry public.json there and the written files back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tuf.api.metadata import DelegatedRole, Delegations, Root, Snapshot, Targets, Timestamp
-
 from fleet.ca import make_root, sign_issuing
 from fleet.certificates import load_ec_key, make_ec_key, to_pem
 from fleet.files import make_folder, write_atomic
 from fleet.keystore import PublicKeys, read_public
-from fleet.roles import OFFLINE_VALID, sign, tuf_key, until
+from fleet.offline import (
+    ROOT_THRESHOLD,
+    PublisherKeys,
+    PublisherWish,
+    catalog_root,
+    delegations,
+    director_root,
+    named,
+    parse_publisher,
+)
+from fleet.roles import sign, tuf_key
 from skerry.canonical import sha256
-from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.errors import ConflictError, UsageError
-from skerry.ids import check_id
-from skerry.keys import PublicKey, Signer
+from skerry.io.key_files import Passphrase, public_pem
+from skerry.keys import Signer
 
-__all__ = ["Ceremony", "perform"]
+__all__ = ["Ceremony", "check_phrase", "perform", "write_keys"]
 
 ROOT_KEYS: Final = 3
-ROOT_THRESHOLD: Final = 2
-TOP_LEVEL: Final = ("root", "targets", "snapshot", "timestamp")
 PRIVATE: Final = 0o600
 MIN_PASSPHRASE: Final = 8
-
-Passphrase = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def perform(
     Args:
         data: the fleet's data directory, or a copy that holds keys/public.json.
         out: where the new private keys go.
-        publishers: who may release models; each gets a key.
+        publishers: who may release models: ``NAME``, or ``NAME:n-of-m`` for m people of whom n sign
+            each release.
         passphrase: returns the passphrase for a key, by the key's name.
         now: aware UTC.
 
@@ -100,22 +103,30 @@ def perform(
         ConflictError: there was a ceremony already, or `out` holds keys.
         UsageError: no publisher, a wrong name, or a passphrase that is too short.
     """
-    _check_publishers(publishers)
+    wishes = _wishes(publishers)
     public = read_public(data / "keys" / "public.json")
     catalog, director = data / "tuf" / "catalog", data / "tuf" / "director"
     if (catalog / "1.root.json").exists():
-        raise ConflictError(f"{data} has trusted roots already; they are replaced by rotation only")
-    make_folder(out, mode=0o700)
+        raise ConflictError(
+            f"{data} has trusted roots already; replace keys with: skerry keys rotate"
+        )
     root_names = [f"root-{n}" for n in range(1, ROOT_KEYS + 1)]
-    names = [*root_names, *(f"publisher-{name}" for name in publishers)]
+    names = [*root_names, *(name for wish in wishes for name in wish.key_names())]
     secrets = {name: out / f"{name}.pem" for name in (*names, "authority")}
     if taken := [path for path in secrets.values() if path.exists()]:
         raise ConflictError(f"expected a new folder for keys, found {taken[0]}; choose another")
 
-    phrases = {name: _phrase(passphrase, name) for name in secrets}
+    make_folder(out, mode=0o700)
+    phrases = {name: check_phrase(passphrase(name), name) for name in secrets}
     signers = {name: Signer.generate() for name in names}
     roots = [signers[name] for name in root_names]
-    released_by = {name: signers[f"publisher-{name}"].public for name in publishers}
+    held = {name: named(tuf_key(signer.public), name) for name, signer in signers.items()}
+    root_keys = [held[name] for name in root_names]
+    released_by = {
+        wish.name: PublisherKeys(wish.threshold, tuple(held[name] for name in wish.key_names()))
+        for wish in wishes
+    }
+    online = {role: public.key(role) for role in public.online}
     authority = make_ec_key()
     certificate = make_root(authority, public.fleet_id, now)
     files = {
@@ -123,17 +134,14 @@ def perform(
         data / "keys" / "issuing.crt": sign_issuing(
             authority, certificate, public.issuing_request, public.fleet_id, now
         ),
-        catalog / "1.targets.json": sign(_catalog_targets(released_by, now), roots),
-        director / "1.root.json": sign(_director_root(roots, public, now), roots),
+        catalog / "1.targets.json": sign(delegations(released_by, version=1, now=now), roots),
+        director / "1.root.json": sign(director_root(root_keys, online, version=1, now=now), roots),
         # last: its presence says that the ceremony was held to its end
-        catalog / "1.root.json": sign(_catalog_root(roots, public, now), roots),
+        catalog / "1.root.json": sign(catalog_root(root_keys, online, version=1, now=now), roots),
     }
-    for name, signer in signers.items():
-        write_atomic(secrets[name], signer.to_pem(phrases[name]), mode=PRIVATE)
-    for name, key in released_by.items():
-        write_atomic(out / f"publisher-{name}.pub", _public_pem(key))
+    write_keys(out, signers, phrases)
     write_atomic(secrets["authority"], to_pem(authority, phrases["authority"]), mode=PRIVATE)
-    _read_back(secrets, phrases, signers)
+    load_ec_key(secrets["authority"].read_bytes(), phrases["authority"])
     for path, content in files.items():
         make_folder(path.parent)
         write_atomic(path, content)
@@ -142,21 +150,30 @@ def perform(
         fingerprints=_fingerprints(signers, public, files),
         secret_files=tuple(secrets.values()),
         fleet_files=tuple(files),
-        steps=_steps(public, publishers),
+        steps=_steps(public, wishes),
     )
 
 
-def _check_publishers(publishers: Sequence[str]) -> None:
-    for name in publishers:
-        check_id(name, "publisher")
-        if name in TOP_LEVEL:
-            raise UsageError(f"expected another publisher name than {name}: it names a role of TUF")
-    if not publishers or len(set(publishers)) != len(publishers):
-        raise UsageError("expected one or more publishers, each named once: --publisher NAME")
+def write_keys(out: Path, signers: Mapping[str, Signer], phrases: Mapping[str, bytes]) -> None:
+    """Write new offline keys into a folder, publishers' public halves too, and open each again.
+
+    A key that does not open is found now, not in a year.
+    """
+    make_folder(out, mode=0o700)
+    for name, signer in signers.items():
+        path = out / f"{name}.pem"
+        write_atomic(path, signer.to_pem(phrases[name]), mode=PRIVATE)
+        if name.startswith("publisher-"):
+            write_atomic(out / f"{name}.pub", public_pem(tuf_key(signer.public)))
+        assert Signer.from_pem(path.read_bytes(), phrases[name]).public == signer.public
 
 
-def _phrase(passphrase: Passphrase, name: str) -> bytes:
-    given = passphrase(name)
+def check_phrase(given: bytes, name: str) -> bytes:
+    """Return a new key's passphrase if it is long enough.
+
+    Raises:
+        UsageError: it is not.
+    """
     if len(given) < MIN_PASSPHRASE:
         raise UsageError(
             f"expected a passphrase of {MIN_PASSPHRASE} bytes or more for {name}, got {len(given)}; "
@@ -165,56 +182,15 @@ def _phrase(passphrase: Passphrase, name: str) -> bytes:
     return given
 
 
-def _root(
-    roots: Sequence[Signer], online: dict[str, PublicKey], now: datetime, extra: dict[str, object]
-) -> Root:
-    root = Root(expires=until(now, OFFLINE_VALID), consistent_snapshot=True,
-                unrecognized_fields=extra)  # fmt: skip
-    for role in TOP_LEVEL:
-        keys = [online[role]] if role in online else [signer.public for signer in roots]
-        for key in keys:
-            root.add_key(tuf_key(key), role)
-        if role not in online:
-            root.roles[role].threshold = ROOT_THRESHOLD
-    return root
-
-
-def _catalog_root(roots: Sequence[Signer], public: PublicKeys, now: datetime) -> Root:
-    online = {role: public.key(role) for role in (Snapshot.type, Timestamp.type)}
-    return _root(roots, online, now, {})
-
-
-def _director_root(roots: Sequence[Signer], public: PublicKeys, now: datetime) -> Root:
-    director = public.key("director")
-    online = dict.fromkeys((Targets.type, Snapshot.type, Timestamp.type), director)
-    named = {MESSAGE_KEYS_FIELD: message_keys_field([public.key("message")])}
-    return _root(roots, online, now, dict(named))
-
-
-def _catalog_targets(released_by: dict[str, PublicKey], now: datetime) -> Targets:
-    keys = {name: tuf_key(key) for name, key in released_by.items()}
-    roles = {
-        name: DelegatedRole(name, [key.keyid], 1, True, paths=[f"models/{name}/*"])
-        for name, key in keys.items()
-    }
-    delegations = Delegations({key.keyid: key for key in keys.values()}, roles)
-    return Targets(expires=until(now, OFFLINE_VALID), delegations=delegations)
-
-
-def _public_pem(key: PublicKey) -> bytes:
-    return Ed25519PublicKey.from_public_bytes(key.raw).public_bytes(
-        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def _read_back(
-    secrets: dict[str, Path], phrases: dict[str, bytes], signers: dict[str, Signer]
-) -> None:
-    """Open every key as its owner will: a key that does not open is found now, not in a year."""
-    for name, signer in signers.items():
-        again = Signer.from_pem(secrets[name].read_bytes(), phrases[name])
-        assert again.public == signer.public
-    load_ec_key(secrets["authority"].read_bytes(), phrases["authority"])
+def _wishes(publishers: Sequence[str]) -> list[PublisherWish]:
+    wishes = [parse_publisher(text) for text in publishers]
+    files = [name for wish in wishes for name in wish.key_names()]
+    if not wishes or len({w.name for w in wishes}) != len(wishes) or len(set(files)) != len(files):
+        raise UsageError(
+            "expected one or more publishers, each named once: --publisher NAME, "
+            "or --publisher NAME:2-of-3 where two of three people sign each release"
+        )
+    return wishes
 
 
 def _fingerprints(
@@ -226,15 +202,26 @@ def _fingerprints(
     return made | online | written
 
 
-def _steps(public: PublicKeys, publishers: Sequence[str]) -> tuple[str, ...]:
+def _steps(public: PublicKeys, publishers: Sequence[PublisherWish]) -> tuple[str, ...]:
     return (
         "Read the fingerprints aloud; compare `online ...` with what `skerry keys list` prints "
         f"on the machine of fleet {public.fleet_id}.",
         f"Give root-1, root-2 and root-3 to three people; {ROOT_THRESHOLD} of them can replace any "
         "key, one alone can do nothing.",
-        *(f"Give publisher-{name}.pem to {name}: it signs releases." for name in publishers),
+        *(_step(publisher) for publisher in publishers),
         "Keep authority.pem with root-1: it is needed when the issuing authority is replaced.",
         "Make two copies of each key on separate media, and open one of them as a test.",
         "Take all of these .pem files off this machine.",
-        "Note the day: the roots expire a year from now and are signed again before that.",
+        "Note the day: the roots expire a year from now; sign them again before that: "
+        "skerry keys rotate begin.",
+    )
+
+
+def _step(publisher: PublisherWish) -> str:
+    names = publisher.key_names()
+    if len(names) == 1:
+        return f"Give {names[0]}.pem to {publisher.name}: it signs releases."
+    return (
+        f"Give {', '.join(names)} to {len(names)} people of {publisher.name}: "
+        f"{publisher.threshold} of them sign each release."
     )

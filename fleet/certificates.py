@@ -23,6 +23,7 @@ from skerry.errors import RefusedError, TrustError
 
 __all__ = [
     "certificate_builder",
+    "certified_key_id",
     "common_name_of",
     "key_bytes",
     "key_usage",
@@ -107,6 +108,16 @@ def requested_key_id(request: str) -> str:
         TrustError: the request is damaged, or not for a P-256 key.
     """
     return sha256(key_bytes(requested_key(request))).removeprefix("sha256:")[:16]
+
+
+def certified_key_id(certificate: bytes, what: str) -> str:
+    """Return the same of the public key that a certificate certifies, PEM.
+
+    Raises:
+        TrustError: not a certificate, or not of a P-256 key.
+    """
+    key = load_certificate(certificate, what).public_key()
+    return sha256(key_bytes(key)).removeprefix("sha256:")[:16]
 
 
 def certificate_builder(

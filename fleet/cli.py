@@ -1,10 +1,9 @@
-"""The commands `skerry fleet` and `skerry keys`: on the machine that holds the fleet's data.
+"""The commands `skerry fleet`: on the machine that holds the fleet's data.
 
-What operators do with a running fleet is in `fleet.cli_operate`.
+What operators do with a running fleet is in `fleet.cli_operate`, what is done with keys in
+`fleet.cli_keys`.
 """
 
-import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,22 +12,17 @@ import click
 import msgspec
 
 from fleet.cli_broker import broker_config
-from fleet.cli_public import public
 from fleet.command import (
-    PATH,
     Group,
     data_option,
     json_option,
     print_json,
-    print_lines,
-    print_table,
 )
-from skerry.errors import UsageError
 
 if TYPE_CHECKING:
     from fleet.service import RunInfo
 
-__all__ = ["fleet", "keys"]
+__all__ = ["fleet"]
 
 
 @click.group(cls=Group)
@@ -98,58 +92,3 @@ def fleet_run(
 
 
 fleet.add_command(broker_config)
-
-
-@click.group(cls=Group)
-def keys() -> None:
-    """Make and list signing keys."""
-
-
-keys.add_command(public)
-
-
-@keys.command("ceremony")
-@data_option
-@click.option("--out", type=PATH, required=True, help="Directory for the offline keys.")
-@click.option("--publisher", "publishers", multiple=True, required=True, help="A publisher's name.")
-@json_option
-def keys_ceremony(data: Path, out: Path, publishers: tuple[str, ...], as_json: bool) -> None:
-    """Make the offline keys, and sign the fleet's roots.
-
-    Three root keys, one of each publisher and one of the certificate authority. Asks for
-    a passphrase for every key, unless SKERRY_KEY_PASSPHRASE gives one for all.
-    """
-    from fleet.ceremony import perform
-
-    performed = perform(data, out, publishers, passphrase=_passphrase, now=datetime.now(UTC))
-    if as_json:
-        print_json(performed.facts())
-        return
-    print_lines(performed.checklist())
-
-
-@keys.command("list")
-@data_option
-@json_option
-def keys_list(data: Path, as_json: bool) -> None:
-    """List the ids of the fleet's own keys."""
-    from fleet.keystore import read_public
-
-    public = read_public(data / "keys" / "public.json")
-    ids = public.key_ids()
-    if as_json:
-        print_json({"fleet_id": public.fleet_id, "online": ids})
-        return
-    print_table(("key", "id"), [(f"online {role}", key_id) for role, key_id in ids.items()])
-
-
-def _passphrase(name: str) -> bytes:
-    """Return the passphrase for a new key: from the environment, or asked for twice."""
-    if given := os.environ.get("SKERRY_KEY_PASSPHRASE"):
-        return given.encode()
-    if not sys.stdin.isatty():
-        raise UsageError("expected passphrases from a terminal, or one in SKERRY_KEY_PASSPHRASE")
-    asked = click.prompt(
-        f"Passphrase for {name}", hide_input=True, confirmation_prompt=True, err=True
-    )
-    return str(asked).encode()

@@ -52,27 +52,44 @@ class Director:
     """
 
     def __init__(self, folder: Path, keys: OnlineKeys) -> None:
-        self._roots = load_roots(folder)
-        self._signer = keys.director
-        root = parse(self.root, Root, "director root").signed
-        keyid = tuf_key(keys.director.public).keyid
-        online = (Targets.type, Snapshot.type, Timestamp.type)
-        if any(keyid not in root.roles[role].keyids for role in online):
-            raise TrustError(
-                f"expected the director root to name key {keys.director.key_id}; "
-                "the key ceremony was held for another fleet",
-                "unknown_key",
-            )
-        if keys.message.key_id not in message_keys(root.unrecognized_fields):
-            raise TrustError(
-                f"expected the director root to name message key {keys.message.key_id}",
-                "unknown_key",
-            )
+        self._folder = folder
+        self._keys = keys
+        self._roots: dict[int, bytes] = {}
+        self.reload()
 
     @property
     def root(self) -> bytes:
         """The latest root."""
         return self._roots[max(self._roots)]
+
+    @property
+    def expires(self) -> datetime:
+        """When the latest root expires: aware UTC."""
+        return parse(self.root, Root, "director root").signed.expires
+
+    def reload(self) -> None:
+        """Take up the roots that are in the folder.
+
+        Raises:
+            NotFoundError: no root; the key ceremony has not been.
+            TrustError: the latest root names other keys than the fleet's own.
+        """
+        roots = load_roots(self._folder)
+        root = parse(roots[max(roots)], Root, "director root").signed
+        keyid = tuf_key(self._keys.director.public).keyid
+        online = (Targets.type, Snapshot.type, Timestamp.type)
+        if any(keyid not in root.roles[role].keyids for role in online):
+            raise TrustError(
+                f"expected the director root to name key {self._keys.director.key_id}; "
+                "the root and the keys folder are not of one fleet: restore both as a whole",
+                "unknown_key",
+            )
+        if self._keys.message.key_id not in message_keys(root.unrecognized_fields):
+            raise TrustError(
+                f"expected the director root to name message key {self._keys.message.key_id}",
+                "unknown_key",
+            )
+        self._roots = roots
 
     def sign(
         self, device_id: str, targets: Sequence[DirectorTarget], *, version: int, now: datetime
@@ -112,9 +129,9 @@ class Director:
             snapshot_meta=MetaFile(version),
         )
         signed = {
-            f"{version}.targets.json": sign(assigned, [self._signer]),
-            f"{version}.snapshot.json": sign(snapshot, [self._signer]),
-            "timestamp.json": sign(timestamp, [self._signer]),
+            f"{version}.targets.json": sign(assigned, [self._keys.director]),
+            f"{version}.snapshot.json": sign(snapshot, [self._keys.director]),
+            "timestamp.json": sign(timestamp, [self._keys.director]),
         }
         later = sorted(version for version in self._roots if version > 1)[-MAX_ROOTS_CARRIED:]
         return signed | {f"{n}.root.json": self._roots[n] for n in later}

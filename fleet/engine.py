@@ -96,6 +96,7 @@ class Engine:
         self._housekeeping = housekeeping
         self._due: dict[str, float] = {}
         self._greeted = False  # somebody connected, and may have missed the policy
+        self._signed_from = 0.0  # every device's metadata is signed anew if it is older than this
 
     def start(self) -> None:
         """Send everything again: the broker may have lost what it kept."""
@@ -103,6 +104,11 @@ class Engine:
         for row in self._store.rollouts.all_desired():
             if row.director:
                 self._send(row)
+
+    def renew_desired(self, now: datetime) -> None:
+        """Sign every device's metadata anew, a few at a time: roots or keys have changed."""
+        self._signed_from = now.timestamp()
+        self._outlet.policy(self._store.alerts.policy())
 
     def tick(self, now: datetime) -> None:
         """Do what is due."""
@@ -239,7 +245,7 @@ class Engine:
                 work(now)
             except (SkerryError, OSError):
                 log.exception("housekeeping failed; it is tried again")
-        old = (now - RENEW_DESIRED_AFTER).timestamp()
+        old = max((now - RENEW_DESIRED_AFTER).timestamp(), self._signed_from)
         for device in self._store.rollouts.desired_signed_before(old, RENEW_AT_MOST):
             with self._store.rollouts.change_desired(device) as change:
                 self._dispatcher.sign_anew(change, 0, now)

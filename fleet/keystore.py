@@ -6,13 +6,14 @@
     keys/issuing.pem                     issues device certificates (EC P-256)
     keys/passphrase                      opens them, unless SKERRY_KEY_PASSPHRASE does
     keys/public.json                     what the key ceremony needs to know of them
+    keys/next/                           keys that a rotation will bring into use: the same names
 
 Private files have mode 0600. None of these keys can make a model run that a publisher has not
 signed: what may exist is signed by keys that never come to this machine.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,22 +34,30 @@ __all__ = [
     "OnlineKeys",
     "PublicKeys",
     "load_online_keys",
+    "make_next_keys",
     "make_online_keys",
     "passphrase_of",
+    "promote",
+    "read_next",
     "read_public",
 ]
 
 ONLINE: Final = ("snapshot", "timestamp", "director", "message")
+ISSUING: Final = "issuing"
+NEXT: Final = "next"
 PASSPHRASE_VARIABLE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - a name, no secret
 PRIVATE: Final = 0o600
 
 
 class PublicKeys(msgspec.Struct, frozen=True):
-    """What may leave the fleet's machine: raw public keys in hex, and a certificate request."""
+    """What may leave the fleet's machine: raw public keys in hex, and a certificate request.
+
+    Of the keys that wait for a rotation, only those are named that are to be replaced.
+    """
 
     fleet_id: str
     online: dict[str, str]  # role -> 64 hex digits
-    issuing_request: str  # PEM
+    issuing_request: str = ""  # PEM
 
     def key(self, role: str) -> PublicKey:
         """Return the public key of an online role.
@@ -66,19 +75,28 @@ class PublicKeys(msgspec.Struct, frozen=True):
 
     def key_ids(self) -> dict[str, str]:
         """Return every online key's id, 16 hex digits, by role; what people compare."""
-        ids = {role: self.key(role).key_id for role in ONLINE}
-        return ids | {"issuing": requested_key_id(self.issuing_request)}
+        ids: dict[str, str] = {
+            role: self.key(role).key_id for role in ONLINE if role in self.online
+        }
+        if self.issuing_request:
+            ids[ISSUING] = requested_key_id(self.issuing_request)
+        return ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OnlineKeys:
-    """The private keys that a running fleet signs with."""
+    """The private keys that a running fleet signs with; a rotation replaces them in place."""
 
     snapshot: Signer
     timestamp: Signer
     director: Signer
     message: Signer
     issuing: EllipticCurvePrivateKey
+
+    def take_over(self, other: "OnlineKeys") -> None:
+        """Sign with other keys from now on; `issuing` comes with the fleet's next start."""
+        self.snapshot, self.timestamp = other.snapshot, other.timestamp
+        self.director, self.message = other.director, other.message
 
 
 def passphrase_of(folder: Path, environment: Mapping[str, str]) -> bytes:
@@ -120,17 +138,110 @@ def make_online_keys(folder: Path, fleet_id: str, environment: Mapping[str, str]
     if not environment.get(PASSPHRASE_VARIABLE):
         write_atomic(folder / "passphrase", secrets.token_urlsafe(32).encode(), mode=PRIVATE)
     passphrase = passphrase_of(folder, environment)
-    public = {}
-    for role in ONLINE:
-        signer = Signer.generate()
-        write_atomic(folder / f"{role}.pem", signer.to_pem(passphrase), mode=PRIVATE)
-        public[role] = signer.public.raw.hex()
-    issuing = make_ec_key()
-    write_atomic(folder / "issuing.pem", to_pem(issuing, passphrase), mode=PRIVATE)
-    made = PublicKeys(fleet_id, public, issuing_request(issuing, fleet_id))
+    made = _make(folder, fleet_id, (*ONLINE, ISSUING), passphrase)
     # last: its presence says that all of them are there
     write_atomic(folder / "public.json", to_json(made))
     return made
+
+
+def make_next_keys(
+    folder: Path, roles: Sequence[str], environment: Mapping[str, str]
+) -> PublicKeys:
+    """Make keys that shall take the place of present ones, and return all that wait.
+
+    They are not used until a root names them (`promote`). A key that waits already is kept: a change
+    that names it may be on its way from person to person.
+
+    Args:
+        folder: the keys' folder.
+        roles: of `ONLINE`, or ``issuing``.
+        environment: as for `passphrase_of`.
+
+    Raises:
+        UsageError: no such role.
+        NotFoundError: the fleet has no keys yet.
+        TrustError: the passphrase is not the one of the present keys.
+    """
+    if strangers := sorted(set(roles) - {*ONLINE, ISSUING}):
+        raise UsageError(
+            f"expected an online key ({', '.join((*ONLINE, ISSUING))}), got {strangers[0][:40]!r}; "
+            "offline keys are replaced with: skerry keys rotate begin --replace NAME"
+        )
+    public = read_public(folder / "public.json")
+    passphrase = passphrase_of(folder, environment)
+    _check_opens(folder, passphrase, environment)
+    waiting = read_next(folder)
+    there = {*waiting.online, *((ISSUING,) if waiting.issuing_request else ())}
+    new = [role for role in roles if role not in there]
+    beside = make_folder(folder / NEXT, mode=0o700)
+    made = _make(beside, public.fleet_id, new, passphrase)
+    every = PublicKeys(
+        public.fleet_id,
+        waiting.online | made.online,
+        made.issuing_request or waiting.issuing_request,
+    )
+    write_atomic(beside / "public.json", to_json(every))
+    return every
+
+
+def read_next(folder: Path) -> PublicKeys:
+    """Return the public halves of the keys that wait for a rotation; none, if there are none.
+
+    Raises:
+        FormatError: their file is damaged.
+    """
+    path = folder / NEXT / "public.json"
+    if not path.exists():
+        return PublicKeys(read_public(folder / "public.json").fleet_id, {})
+    return read_public(path)
+
+
+def promote(folder: Path, named: Mapping[str, PublicKey], issuing_key_id: str) -> list[str]:
+    """Bring those waiting keys into use that are named now, and return their roles.
+
+    It can be done twice: what a crash left undone is done at the next call.
+
+    Args:
+        folder: the keys' folder.
+        named: by role, the key that the latest roots name.
+        issuing_key_id: of the key that the issuing certificate certifies.
+    """
+    waiting, public = read_next(folder), read_public(folder / "public.json")
+    due = [role for role in waiting.online if named.get(role) == waiting.key(role)]
+    request = waiting.issuing_request
+    if request and requested_key_id(request) == issuing_key_id:
+        due.append(ISSUING)
+    if not due:
+        return []
+    beside = folder / NEXT
+    for role in due:
+        write_atomic(folder / f"{role}.pem", _read(beside / f"{role}.pem"), mode=PRIVATE)
+    now = PublicKeys(
+        public.fleet_id,
+        public.online | {role: waiting.online[role] for role in due if role != ISSUING},
+        request if ISSUING in due else public.issuing_request,
+    )
+    write_atomic(folder / "public.json", to_json(now))
+    left = {role: raw for role, raw in waiting.online.items() if role not in due}
+    still = PublicKeys(public.fleet_id, left, "" if ISSUING in due else request)
+    write_atomic(beside / "public.json", to_json(still))
+    for role in due:
+        (beside / f"{role}.pem").unlink(missing_ok=True)
+    return due
+
+
+def _make(folder: Path, fleet_id: str, roles: Sequence[str], passphrase: bytes) -> PublicKeys:
+    public, request = {}, ""
+    for role in roles:
+        if role != ISSUING:
+            signer = Signer.generate()
+            write_atomic(folder / f"{role}.pem", signer.to_pem(passphrase), mode=PRIVATE)
+            public[role] = signer.public.raw.hex()
+    if ISSUING in roles:
+        issuing = make_ec_key()
+        write_atomic(folder / f"{ISSUING}.pem", to_pem(issuing, passphrase), mode=PRIVATE)
+        request = issuing_request(issuing, fleet_id)
+    return PublicKeys(fleet_id, public, request)
 
 
 def load_online_keys(folder: Path, environment: Mapping[str, str]) -> OnlineKeys:

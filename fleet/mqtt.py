@@ -52,6 +52,10 @@ class Sender:
         self._loop: MqttLoop | None = None
         self.link: Final = Link(f"fleet-{fleet_id}", on_ready=self._drain_anew, on_sent=self._sent)
 
+    def sign_with(self, signer: Signer) -> None:
+        """Sign with another key from now on."""
+        self._signer = signer
+
     def attach(self, loop: MqttLoop) -> None:
         """Name the loop that drives the link."""
         self._loop = loop

@@ -42,13 +42,15 @@ from fleet.dispatch import Dispatcher
 from fleet.engine import Engine
 from fleet.files import write_atomic
 from fleet.ingest import Ingest
-from fleet.keystore import load_online_keys
+from fleet.keystore import OnlineKeys, load_online_keys
 from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
+from fleet.rotation import settle
 from fleet.store import open_store
 from fleet.tls import device_context
 from fleet.tls_files import context_of, make_client, make_server, reached_as
+from fleet.upkeep import Upkeep
 from fleet.watch import DriftWatch
 from skerry.canonical import to_json
 from skerry.errors import (
@@ -101,6 +103,7 @@ class Service:
         self._api_url = f"http://{host}:{api_port}"
         self._device_url = f"https://{host}:{device_port}"
         now = utc_now()
+        settle(config.data, now)
         keys = load_online_keys(config.keys_dir, os.environ)
         self.catalog: Final = Catalog(config.tuf_dir / "catalog", keys, now)
         director = Director(config.tuf_dir / "director", keys)
@@ -120,7 +123,8 @@ class Service:
             self._broker_started,
         )
         self.store: Final = open_store(config.db_url)
-        sender = Sender(config.fleet_id, keys.message)
+        self._sender: Final = Sender(config.fleet_id, keys.message)
+        sender = self._sender
         dispatcher = Dispatcher(director, self.store.releases)
         self.engine: Final = Engine(
             self.store,
@@ -130,7 +134,18 @@ class Service:
             drift_every_s=config.drift_every_s,
             keep_predictions_s=config.keep_predictions_s,
             keep_windows_s=config.keep_windows_s,
-            housekeeping=(self.catalog.renew, lambda now: self.commands.quarantine.look(now)),
+            housekeeping=(
+                lambda now: self.upkeep.look(now),
+                lambda now: self.commands.quarantine.look(now),
+            ),
+        )
+        self.upkeep: Final = Upkeep(
+            config.data,
+            keys,
+            self.catalog,
+            director,
+            alerts=self.store.alerts,
+            changed=self._keys_changed,
         )
         registry = Registry(
             self.store.devices,
@@ -308,6 +323,10 @@ class Service:
             self.commands.quarantine.begin(device, why, utc_now())
         except Exception:  # what was heard is stored: its next message brings it here again
             log.exception("%s could not be shut out, %s", device, why)
+
+    def _keys_changed(self, keys: OnlineKeys, now: datetime) -> None:
+        self._sender.sign_with(keys.message)
+        self.engine.renew_desired(now)
 
     def _broker_started(self, pid: int) -> None:
         log.info("broker ready, process %d, at %s", pid, self.broker_url)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from skerry.errors import NotFoundError, TrustError, UsageError
 from skerry.keys import KEY_ID_HEX, PublicKey
@@ -109,7 +109,7 @@ def public_key(key: object, where: str) -> SSlibKey:
     raise _wrong_type(where, key)
 
 
-def key_id_of(key: SSlibKey) -> str:
+def key_id_of(key: Key) -> str:
     """Return 16 hex digits for people to compare, as `skerry.keys` has them for Ed25519.
 
     The start of the sha256 of the raw key, or, for ECDSA, of its DER (SubjectPublicKeyInfo).

@@ -78,7 +78,7 @@ def test_the_checklist_names_every_key(tmp_path: Path) -> None:
 
 def test_a_second_ceremony_is_refused(tmp_path: Path) -> None:
     made = make_fleet(tmp_path)
-    with pytest.raises(ConflictError, match="rotation"):
+    with pytest.raises(ConflictError, match="skerry keys rotate"):
         perform(made.data, tmp_path / "new", ["acme"], passphrase=lambda _: PHRASE, now=NOW)
 
 

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from fleet import cli
+from fleet import cli, cli_keys
 
 PHRASE = "correct horse battery"
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 def hold_ceremony(data: Path, *more: str) -> Result:
     out = data.parent / "keys"
     return run(
-        cli.keys, "ceremony", "--data", data, "--out", out, "--publisher", "acme", *more,
+        cli_keys.keys, "ceremony", "--data", data, "--out", out, "--publisher", "acme", *more,
         SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
 
@@ -71,7 +71,9 @@ def test_a_ceremony_tells_fingerprints_to_compare(data: Path) -> None:
 def test_a_ceremony_without_a_terminal_asks_for_the_passphrase_in_the_environment(
     data: Path, tmp_path: Path
 ) -> None:
-    done = run(cli.keys, "ceremony", "--data", data, "--out", tmp_path / "k", "--publisher", "acme")
+    done = run(
+        cli_keys.keys, "ceremony", "--data", data, "--out", tmp_path / "k", "--publisher", "acme"
+    )
     assert done.exit_code == 2
     assert "SKERRY_KEY_PASSPHRASE" in done.stderr
 
@@ -84,11 +86,15 @@ def test_a_ceremony_prints_a_checklist_for_people(data: Path) -> None:
 
 def test_the_fleets_own_keys_are_listed_as_the_ceremony_told_them(data: Path) -> None:
     told = json.loads(hold_ceremony(data, "--json").stdout)["fingerprints"]
-    listed = json.loads(run(cli.keys, "list", "--data", data, "--json").stdout)
+    listed = json.loads(run(cli_keys.keys, "list", "--data", data, "--json").stdout)
     assert listed["fleet_id"] == "demo"
-    assert set(listed["online"].values()) <= set(told.values())
-    assert "online director" in run(cli.keys, "list", "--data", data).stdout
-    assert run(cli.keys, "list", "--data", data.parent).exit_code == 3
+    ids = {key["name"]: key["key_id"] for key in listed["keys"]}
+    assert {name: ids[name] for name in told if name in ids} == {
+        name: key_id for name, key_id in told.items() if "/" not in name
+    }
+    assert [key["threshold"] for key in listed["keys"] if key["name"] == "root-2"] == ["2 of 3"]
+    assert "online director" in run(cli_keys.keys, "list", "--data", data).stdout
+    assert run(cli_keys.keys, "list", "--data", data.parent).exit_code == 3
 
 
 def test_run_needs_a_fleet_and_a_ceremony(data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fleet.cli import keys
+from fleet.cli_keys import keys
 from skerry.io.signers import read_public
 from skerry.keys import Signer
 from tests.fakes.softhsm import PIN, softhsm

@@ -1,0 +1,396 @@
+"""A change of keys: what stands, what shall stand, and the signatures that it has so far.
+
+    begin      somebody says which keys give way to which; new documents are made, unsigned
+    approve    holders of root keys look at it, each on a machine of their own, and sign
+    install    the fleet takes it, once enough of them have
+
+A change holds only the documents that it alters: the catalog's root, the director's root, the
+catalog's delegations. A new root needs two of three signatures by the keys of the root before it
+*and* two of three by its own: so nobody can be pushed out by fewer people than could sign, and no key
+is named that nobody holds. Pure: bytes and keys in, bytes out.
+
+Source: TUF specification 1.0, section 6.1 (key management).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from securesystemslib.signer import Key
+from securesystemslib.signer import Signer as MetadataSigner
+from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.serialization.json import JSONSerializer
+
+from fleet.offline import (
+    PublisherKeys,
+    catalog_root,
+    delegations,
+    director_root,
+    key_name,
+    publishers_of,
+    root_keys,
+)
+from fleet.roles import parse
+from skerry.canonical import from_json, to_json
+from skerry.custom import message_keys
+from skerry.errors import ConflictError, FormatError, NotFoundError, RefusedError, TrustError
+from skerry.io.signers import add_signature, key_id_of
+from skerry.keys import PublicKey
+
+__all__ = [
+    "CATALOG_ROOT",
+    "DIRECTOR_ROOT",
+    "DOCUMENTS",
+    "PUBLISHERS",
+    "Change",
+    "Quorum",
+    "Wishes",
+    "approve",
+    "check_complete",
+    "check_follows",
+    "describe",
+    "dump",
+    "owed",
+    "propose",
+    "read_change",
+    "write_change",
+]
+
+CATALOG_ROOT: Final = "catalog/root"
+DIRECTOR_ROOT: Final = "director/root"
+PUBLISHERS: Final = "catalog/targets"
+DOCUMENTS: Final = (CATALOG_ROOT, PUBLISHERS, DIRECTOR_ROOT)
+MAX_CHANGE_BYTES: Final = 4 << 20
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A change, as it travels from machine to machine: JSON, its documents in base64."""
+
+    fleet_id: str
+    standing: dict[str, bytes]  # every document as it is now
+    wanted: dict[str, bytes]  # those that shall take its place, with the signatures so far
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What shall be different. With nothing wished for, everything is signed again, for a year."""
+
+    keys: Mapping[str, Key] = field(default_factory=dict)  # name of an offline key -> another
+    publishers: Mapping[str, PublisherKeys] = field(default_factory=dict)  # new, or wholly anew
+    without: Sequence[str] = ()  # publishers that may release no more
+    online: Mapping[str, PublicKey] = field(default_factory=dict)  # by role
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Signatures that a document needs from one group of keys."""
+
+    document: str
+    group: str  # whose keys, for people
+    threshold: int
+    signed: tuple[str, ...]  # names of keys
+    missing: tuple[str, ...]
+
+    @property
+    def lacks(self) -> int:
+        """So many signatures are still needed."""
+        return max(0, self.threshold - len(self.signed))
+
+
+def propose(
+    fleet_id: str,
+    standing: Mapping[str, bytes],
+    online: Mapping[str, PublicKey],
+    wishes: Wishes,
+    now: datetime,
+) -> Change:
+    """Return a change that nobody has approved yet.
+
+    Args:
+        fleet_id: whose.
+        standing: every document as it is now.
+        online: the fleet's online keys as they are now, by role.
+        wishes: what shall be different.
+        now: aware UTC; what is signed holds for a year from then.
+
+    Raises:
+        NotFoundError: a key or publisher of that name does not exist.
+    """
+    catalog, director = _root(standing, CATALOG_ROOT), _root(standing, DIRECTOR_ROOT)
+    before = _targets(standing)
+    roots, publishers = root_keys(catalog), publishers_of(before)
+    _check_names(wishes, roots, publishers)
+    after = [wishes.keys.get(name, key) for name, key in roots.items()]
+    given = _publishers_after(publishers, wishes)
+    at = {**online, **wishes.online}
+    again = not (wishes.keys or wishes.publishers or wishes.without or wishes.online)
+    everywhere = again or any(name in roots for name in wishes.keys)
+    wanted: dict[str, bytes] = {}
+    if everywhere or {"snapshot", "timestamp"} & set(wishes.online):
+        new = catalog_root(after, at, version=catalog.version + 1, now=now)
+        wanted[CATALOG_ROOT] = dump(Metadata(new))
+    if everywhere or given != publishers:
+        wanted[PUBLISHERS] = dump(Metadata(delegations(given, version=before.version + 1, now=now)))
+    if everywhere or {"director", "message"} & set(wishes.online):
+        new = director_root(after, at, version=director.version + 1, now=now)
+        wanted[DIRECTOR_ROOT] = dump(Metadata(new))
+    return Change(fleet_id, dict(standing), wanted)
+
+
+def approve(change: Change, signer: MetadataSigner) -> Change:
+    """Return the change with one person's signatures added.
+
+    Raises:
+        RefusedError: nothing in it asks for this key.
+        ConflictError: this key has signed already.
+    """
+    keyid, told = signer.public_key.keyid, key_id_of(signer.public_key)
+    asked = [name for name in change.wanted if keyid in _counting(change, name)]
+    if not asked:
+        names = ", ".join(sorted({n for q in owed(change) for n in (*q.signed, *q.missing)}))
+        raise RefusedError(
+            f"expected a key that this change asks for ({names}), got key {told}; "
+            "nothing was signed",
+            "key_not_asked",
+        )
+    wanted = dict(change.wanted)
+    for name in asked:
+        metadata = _document(wanted, name)
+        if keyid not in metadata.signatures:
+            add_signature(metadata, signer, append=True)
+            wanted[name] = dump(metadata)
+    if wanted == change.wanted:
+        raise ConflictError(f"key {told} has signed this change already; hand it on")
+    return msgspec.structs.replace(change, wanted=wanted)
+
+
+def owed(change: Change) -> list[Quorum]:
+    """Return every signature that the change needs, given and missing."""
+    return [
+        _quorum(change, name, group, delegator)
+        for name in change.wanted
+        for group, delegator in _delegators(change, name)
+    ]
+
+
+def check_complete(change: Change, now: datetime) -> None:
+    """Check that a change is signed by everybody whom it needs, and has not expired.
+
+    Raises:
+        TrustError: `too_few_signatures`, or `metadata_expired`.
+    """
+    short = [quorum for quorum in owed(change) if quorum.lacks]
+    if short:
+        told = "; ".join(
+            f"{q.document}: {len(q.signed)} of {q.threshold} signatures by {q.group}, "
+            f"next: one of {', '.join(q.missing)}"
+            for q in short
+        )
+        raise TrustError(
+            f"expected a change that enough people have approved; {told}", "too_few_signatures"
+        )
+    for name in change.wanted:
+        expires = _document(change.wanted, name).signed.expires
+        if expires <= now:
+            raise TrustError(
+                f"the change's {name} expired on {expires:%Y-%m-%d}; begin it again",
+                "metadata_expired",
+            )
+
+
+def check_follows(change: Change, fleet_id: str, standing: Mapping[str, bytes]) -> None:
+    """Check that a change begins where a fleet stands; what is in place of it already is right too.
+
+    Raises:
+        TrustError: it was made for another fleet.
+        ConflictError: the fleet's documents have changed since.
+    """
+    if change.fleet_id != fleet_id:
+        raise TrustError(
+            f"expected a change of fleet {fleet_id}, got one of {change.fleet_id[:64]}",
+            "wrong_fleet",
+        )
+    for name, data in standing.items():
+        if data not in (change.standing.get(name), change.wanted.get(name)):
+            raise ConflictError(
+                f"the fleet's {name} was changed since this change was begun; begin it again"
+            )
+
+
+def describe(change: Change) -> list[str]:
+    """Return in plain words what a change does, read from its documents alone."""
+    said: list[str] = []
+    if CATALOG_ROOT in change.wanted or DIRECTOR_ROOT in change.wanted:
+        name = CATALOG_ROOT if CATALOG_ROOT in change.wanted else DIRECTOR_ROOT
+        old, new = _root(change.standing, name), _root(change.wanted, name)
+        said += _compare("root key", root_keys(old), root_keys(new))
+    for name in (CATALOG_ROOT, DIRECTOR_ROOT):
+        if name in change.wanted:
+            said += _online(name, _root(change.standing, name), _root(change.wanted, name))
+    if PUBLISHERS in change.wanted:
+        said += _publisher_changes(
+            publishers_of(_targets(change.standing)), publishers_of(_targets(change.wanted))
+        )
+    for name in change.wanted:
+        was, is_ = _document(change.standing, name).signed, _document(change.wanted, name).signed
+        said.append(
+            f"{name}: version {was.version} -> {is_.version}, "
+            f"good until {is_.expires:%Y-%m-%d} (was {was.expires:%Y-%m-%d})"
+        )
+    return said
+
+
+def read_change(data: bytes) -> Change:
+    """Read a change file.
+
+    Raises:
+        FormatError: damaged, cut short, or no change.
+    """
+    try:
+        change = from_json(data, Change, limit=MAX_CHANGE_BYTES)
+        known = set(DOCUMENTS)
+        if set(change.standing) != known or not change.wanted or set(change.wanted) - known:
+            raise FormatError("it does not hold the documents of a change")
+        for documents in (change.standing, change.wanted):
+            for name in documents:
+                _document(documents, name)
+        for name in change.wanted:
+            _delegators(change, name)
+    except (FormatError, KeyError, ValueError) as error:
+        raise FormatError(
+            f"expected a whole change file, as `skerry keys rotate begin` wrote it: {error}; "
+            "copy it again"
+        ) from None
+    return change
+
+
+def dump(metadata: Metadata[Root] | Metadata[Targets]) -> bytes:
+    """Return the bytes of a document."""
+    return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def write_change(change: Change) -> bytes:
+    """Return the bytes of a change file."""
+    return to_json(change) + b"\n"
+
+
+# --- who must sign what ---------------------------------------------------------------------
+
+
+def _delegators(change: Change, name: str) -> list[tuple[str, Root]]:
+    """Return the roots by whose keys a document must be signed, and what people call each."""
+    if name == PUBLISHERS:
+        roots = change.wanted if CATALOG_ROOT in change.wanted else change.standing
+        return [("the root keys", _root(roots, CATALOG_ROOT))]
+    old, new = _root(change.standing, name), _root(change.wanted, name)
+    if set(old.roles[Root.type].keyids) == set(new.roles[Root.type].keyids):
+        return [("the root keys", old)]
+    return [("the present root keys", old), ("the new root keys", new)]
+
+
+def _counting(change: Change, name: str) -> set[str]:
+    role = Targets.type if name == PUBLISHERS else Root.type
+    return {keyid for _, root in _delegators(change, name) for keyid in root.roles[role].keyids}
+
+
+def _quorum(change: Change, name: str, group: str, delegator: Root) -> Quorum:
+    metadata = _document(change.wanted, name)
+    role = Targets.type if name == PUBLISHERS else Root.type
+    result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    names = [
+        sorted(key_name(key) for key in keys.values()) for keys in (result.signed, result.unsigned)
+    ]
+    return Quorum(name, group, result.threshold, tuple(names[0]), tuple(names[1]))
+
+
+def _document(documents: Mapping[str, bytes], name: str) -> Metadata[Root] | Metadata[Targets]:
+    if name == PUBLISHERS:
+        return parse(documents[name], Targets, name)
+    return parse(documents[name], Root, name)
+
+
+def _root(documents: Mapping[str, bytes], name: str) -> Root:
+    return parse(documents[name], Root, name).signed
+
+
+def _targets(documents: Mapping[str, bytes]) -> Targets:
+    return parse(documents[PUBLISHERS], Targets, PUBLISHERS).signed
+
+
+# --- what shall be different -----------------------------------------------------------------
+
+
+def _check_names(
+    wishes: Wishes, roots: Mapping[str, Key], publishers: Mapping[str, PublisherKeys]
+) -> None:
+    known = {*roots, *(key_name(key) for given in publishers.values() for key in given.keys)}
+    if strangers := sorted(set(wishes.keys) - known):
+        raise NotFoundError(f"no key {strangers[0]!r}; there are {', '.join(sorted(known))}")
+    if strangers := sorted(set(wishes.without) - set(publishers)):
+        raise NotFoundError(
+            f"no publisher {strangers[0]!r}; there are {', '.join(sorted(publishers)) or 'none'}"
+        )
+
+
+def _publishers_after(
+    publishers: Mapping[str, PublisherKeys], wishes: Wishes
+) -> dict[str, PublisherKeys]:
+    kept = {
+        name: PublisherKeys(
+            given.threshold,
+            tuple(wishes.keys.get(key_name(key), key) for key in given.keys),
+        )
+        for name, given in publishers.items()
+        if name not in wishes.without
+    }
+    return {**kept, **wishes.publishers}
+
+
+# --- in plain words ----------------------------------------------------------------------------
+
+
+def _compare(what: str, old: Mapping[str, Key], new: Mapping[str, Key]) -> list[str]:
+    said = []
+    for name in sorted({*old, *new}):
+        was, is_ = (key_id_of(keys[name]) if name in keys else "" for keys in (old, new))
+        if not was:
+            said.append(f"{what} {name} is new: {is_}")
+        elif not is_:
+            said.append(f"{what} {name} counts no more: {was}")
+        elif was != is_:
+            said.append(f"{what} {name}: {was} -> {is_}")
+    return said
+
+
+def _online(document: str, old: Root, new: Root) -> list[str]:
+    roles = ("snapshot", "timestamp") if document == CATALOG_ROOT else ("timestamp",)
+    said = []
+    for role in roles:
+        said += _compare("online key", root_keys(old, role), root_keys(new, role))
+    if document == CATALOG_ROOT:
+        return said
+    was, is_ = (sorted(message_keys(root.unrecognized_fields)) for root in (old, new))
+    return said + ([f"message key: {', '.join(was)} -> {', '.join(is_)}"] if was != is_ else [])
+
+
+def _publisher_changes(
+    old: Mapping[str, PublisherKeys], new: Mapping[str, PublisherKeys]
+) -> list[str]:
+    said = []
+    for name in sorted({*old, *new}):
+        was, is_ = old.get(name), new.get(name)
+        if is_ is None:
+            said.append(f"publisher {name} may release no more")
+            continue
+        if was is None:
+            said.append(f"publisher {name} is new: {is_.threshold} of {len(is_.keys)} keys sign")
+        elif (was.threshold, len(was.keys)) != (is_.threshold, len(is_.keys)):
+            said.append(
+                f"publisher {name}: {was.threshold} of {len(was.keys)} keys -> "
+                f"{is_.threshold} of {len(is_.keys)}"
+            )
+        before = {key_name(key): key for key in was.keys} if was else {}
+        said += _compare("key", before, {key_name(key): key for key in is_.keys})
+    return said

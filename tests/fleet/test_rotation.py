@@ -1,0 +1,359 @@
+"""Keys are replaced by as many people as could sign before, and by no fewer."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tuf.api.metadata import Metadata, Root, Targets
+
+import fleet.files
+import fleet.keystore
+import fleet.rotation
+from fleet.change import approve, check_complete, describe, owed, read_change, write_change
+from fleet.keystore import (
+    load_online_keys,
+    make_next_keys,
+    make_online_keys,
+    read_next,
+    read_public,
+)
+from fleet.offline import parse_publisher, publishers_of
+from fleet.roles import load_roots, sign, tuf_key
+from fleet.rotation import (
+    Wanted,
+    approve_file,
+    begin,
+    install,
+    load_change,
+    read_standing,
+    settle,
+)
+from skerry.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    RefusedError,
+    TrustError,
+    UsageError,
+)
+from skerry.io.key_files import public_pem
+from skerry.io.key_files import read_public as read_public_key
+from skerry.io.signers import open_signer
+from skerry.keys import Signer
+from tests.fakes.trusted import ENVIRONMENT, NOW, PHRASE, TrustedFleet, make_bundle, make_fleet
+
+LATER = NOW + timedelta(days=30)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> TrustedFleet:
+    return make_fleet(tmp_path, ("acme", "globex"))
+
+
+def begun(made: TrustedFleet, wanted: Wanted = Wanted(), name: str = "change") -> Path:  # noqa: B008
+    out = made.data.parent / name
+    return begin(made.data, out, wanted, passphrase=lambda _: PHRASE, now=LATER).file
+
+
+def signed(made: TrustedFleet, change: Path, *names: str) -> Path:
+    for name in names:
+        fresh = change.parent / f"{name}.pem"
+        key = made.out / f"{name.removeprefix('old ')}.pem"
+        approve_file(change, str(fresh if fresh.exists() else key), lambda _: PHRASE)
+    return change
+
+
+def document(change: Path, name: str) -> Any:
+    return Metadata.from_bytes(load_change(change).wanted[name]).signed
+
+
+def test_with_no_wish_everything_is_signed_again_for_a_year(made: TrustedFleet) -> None:
+    change = signed(made, begun(made), "root-1", "root-3")
+    install(change, made.data, LATER)
+    assert settle(made.data, LATER)
+    for repository in ("catalog", "director"):
+        roots = load_roots(made.data / "tuf" / repository)
+        assert sorted(roots) == [1, 2]
+        expires = Metadata.from_bytes(roots[2]).signed.expires
+        assert expires == LATER + timedelta(days=365)
+    made.catalog.reload(LATER)
+    made.director.reload()
+    assert made.catalog.expiring(NOW + timedelta(days=340)) == []
+
+
+def test_one_of_two_signatures_is_too_few(made: TrustedFleet) -> None:
+    change = signed(made, begun(made), "root-2")
+    with pytest.raises(
+        TrustError, match="1 of 2 signatures by the root keys, next: one of root-1"
+    ) as e:
+        install(change, made.data, LATER)
+    assert e.value.code == "too_few_signatures"
+    assert not (made.data / "tuf" / "incoming.json").exists()
+
+
+def test_a_new_root_key_needs_the_old_keys_and_the_new_ones(made: TrustedFleet) -> None:
+    wanted = Wanted({"root-1": None, "root-2": None})
+    change = begun(made, wanted)
+    new = [change.parent / f"root-{n}.pem" for n in (1, 2)]
+    for path in new:
+        approve_file(change, str(path), lambda _: PHRASE)
+    with pytest.raises(TrustError, match="0 of 2 signatures by the present root keys"):
+        install(change, made.data, LATER)
+    approve_file(change, str(made.out / "root-3.pem"), lambda _: PHRASE)
+    with pytest.raises(TrustError, match="1 of 2 signatures by the present root keys"):
+        install(change, made.data, LATER)
+    approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE)
+    install(change, made.data, LATER)
+    assert settle(made.data, LATER)
+    made.catalog.reload(LATER)
+    assert sorted(load_roots(made.data / "tuf" / "catalog")) == [1, 2]
+
+
+def test_what_is_shown_is_read_from_the_documents(made: TrustedFleet) -> None:
+    wanted = Wanted(
+        {"root-2": None, "publisher-acme": None}, [parse_publisher("initech:2-of-3")], ["globex"]
+    )
+    said = "\n".join(describe(load_change(begun(made, wanted))))
+    for words in (
+        "root key root-2: ", "publisher initech is new: 2 of 3 keys sign",
+        "publisher globex may release no more", "key publisher-acme: ",
+        "catalog/root: version 1 -> 2", "director/root: version 1 -> 2",
+    ):  # fmt: skip
+        assert words in said
+    assert "root-1" not in said
+
+
+def test_only_what_changes_is_signed_again(made: TrustedFleet) -> None:
+    wanted = load_change(begun(made, Wanted(without=["globex"]))).wanted
+    assert list(wanted) == ["catalog/targets"]
+    make_next_keys(made.data / "keys", ["director"], ENVIRONMENT)
+    assert list(load_change(begun(made, name="second")).wanted) == ["director/root"]
+
+
+def test_a_publisher_may_bring_a_key_of_its_own(made: TrustedFleet, tmp_path: Path) -> None:
+    own = Signer.generate()
+    file = tmp_path / "acme.pub"
+    file.write_bytes(public_pem(tuf_key(own.public)))
+    change = begun(made, Wanted({"publisher-acme": read_public_key(file)}))
+    assert list(change.parent.glob("*.pem")) == []
+    given = publishers_of(document(change, "catalog/targets"))["acme"]
+    assert [key.keyid for key in given.keys] == [tuf_key(own.public).keyid]
+
+
+def test_a_publisher_with_a_threshold_is_one_of_the_ceremony_too(tmp_path: Path) -> None:
+    made = make_fleet(tmp_path, ("acme:2-of-3",))
+    signed = Metadata.from_bytes(made.catalog.metadata("targets.json")).signed
+    assert isinstance(signed, Targets)
+    given = publishers_of(signed)["acme"]
+    assert (given.threshold, len(given.keys)) == (2, 3)
+    assert sorted(path.name for path in made.out.glob("publisher-*.pem")) == [
+        f"publisher-acme-{n}.pem" for n in (1, 2, 3)
+    ]
+    assert "2 of them sign each release" in made.ceremony.checklist()
+
+
+@pytest.mark.parametrize(
+    "text", ["acme:3-of-2", "acme:0-of-2", "acme:2", "acme:2-of-99", "Acme", "root", "acme:1-of-17"]
+)
+def test_an_impossible_publisher_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_publisher(text)
+
+
+def test_new_online_keys_are_used_once_a_root_names_them(made: TrustedFleet) -> None:
+    folder = made.data / "keys"
+    before = read_public(folder / "public.json")
+    waiting = make_next_keys(folder, ["director", "message", "snapshot", "timestamp"], ENVIRONMENT)
+    assert make_next_keys(folder, ["director"], ENVIRONMENT) == waiting  # one may be on its way
+    assert read_public(folder / "public.json") == before
+    assert not settle(made.data, LATER)
+    change = signed(made, begun(made), "root-1", "root-2")
+    install(change, made.data, LATER)
+    assert settle(made.data, LATER)
+    assert not settle(made.data, LATER)
+    assert read_public(folder / "public.json").online == waiting.online
+    assert read_next(folder).online == {}
+    assert list((folder / "next").glob("*.pem")) == []
+    made.keys.take_over(load_online_keys(folder, ENVIRONMENT))
+    made.catalog.reload(LATER)
+    made.director.reload()
+    assert made.keys.director.public == waiting.key("director")
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_crash_while_a_change_is_taken_up_is_made_good_at_the_next_start(
+    made: TrustedFleet, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made.data / "keys"
+    waiting = make_next_keys(folder, ["director", "timestamp"], ENVIRONMENT)
+    wanted = Wanted({"root-1": None})
+    change = signed(made, begun(made, wanted), "root-1", "root-2", "root-3")
+    install(change, made.data, LATER)
+    left = [at]
+
+    def cut(path: Path, data: Any, *, mode: int = 0o644) -> None:
+        if not left[0]:
+            raise OSError("power cut")
+        left[0] -= 1
+        fleet.files.write_atomic(path, data, mode=mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fleet.rotation, "write_atomic", cut)
+        patch.setattr(fleet.keystore, "write_atomic", cut)
+        if at < 7:
+            with pytest.raises(OSError, match="power cut"):
+                settle(made.data, LATER)
+        else:
+            settle(made.data, LATER)
+    settle(made.data, LATER)
+    keys = load_online_keys(folder, ENVIRONMENT)
+    assert keys.director.public == waiting.key("director")
+    made.keys.take_over(keys)
+    made.catalog.reload(LATER)
+    made.director.reload()
+
+
+def test_a_change_of_what_has_changed_since_is_refused(made: TrustedFleet) -> None:
+    first = signed(made, begun(made, Wanted(without=["globex"])), "root-1", "root-2")
+    second = signed(
+        made, begun(made, Wanted({"publisher-acme": None}), "second"), "root-1", "root-2"
+    )
+    install(first, made.data, LATER)
+    with pytest.raises(ConflictError, match="another change waits"):
+        install(second, made.data, LATER)
+    settle(made.data, LATER)
+    with pytest.raises(ConflictError, match="begin it again"):
+        install(second, made.data, LATER)
+    install(first, made.data, LATER)  # again, by somebody who did not see it arrive
+    assert settle(made.data, LATER)
+
+
+def test_a_change_for_another_fleet_is_refused(made: TrustedFleet) -> None:
+    change = load_change(signed(made, begun(made), "root-1", "root-2"))
+    other = made.data.parent / "other.json"
+    other.write_bytes(write_change(msgspec.structs.replace(change, fleet_id="another")))
+    with pytest.raises(TrustError, match="another") as caught:
+        install(other, made.data, LATER)
+    assert caught.value.code == "wrong_fleet"
+
+
+def test_a_change_that_waited_too_long_is_refused(made: TrustedFleet) -> None:
+    change = signed(made, begun(made), "root-1", "root-2")
+    with pytest.raises(TrustError, match="begin it again") as caught:
+        install(change, made.data, LATER + timedelta(days=400))
+    assert caught.value.code == "metadata_expired"
+
+
+def test_a_damaged_change_is_refused(made: TrustedFleet, tmp_path: Path) -> None:
+    whole = signed(made, begun(made), "root-1", "root-2").read_bytes()
+    for damaged in (
+        b"",
+        whole[: len(whole) // 2],
+        b"[]",
+        b"{}",
+        whole.replace(b"wanted", b"wonted"),
+    ):
+        with pytest.raises(FormatError, match="a whole change file"):
+            read_change(damaged)
+    with pytest.raises(NotFoundError):
+        load_change(tmp_path / "none.json")
+
+
+def test_a_signature_under_an_altered_document_does_not_count(made: TrustedFleet) -> None:
+    change = load_change(signed(made, begun(made), "root-1", "root-2"))
+    value = json.loads(change.wanted["catalog/root"])
+    value["signed"]["roles"]["root"]["threshold"] = 1
+    wanted = change.wanted | {"catalog/root": json.dumps(value).encode()}
+    with pytest.raises(TrustError, match="0 of 2 signatures"):
+        check_complete(msgspec.structs.replace(change, wanted=wanted), LATER)
+
+
+def test_a_key_that_nobody_asked_for_signs_nothing(made: TrustedFleet) -> None:
+    change = begun(made)
+    with pytest.raises(RefusedError, match="root-1, root-2, root-3") as caught:
+        approve_file(change, str(made.out / "publisher-acme.pem"), lambda _: PHRASE)
+    assert caught.value.code == "key_not_asked"
+    assert all(not quorum.signed for quorum in owed(load_change(change)))
+
+
+def test_one_person_counts_once(made: TrustedFleet) -> None:
+    change = signed(made, begun(made), "root-1")
+    with pytest.raises(ConflictError, match="has signed this change already"):
+        signed(made, change, "root-1")
+    assert {quorum.signed for quorum in owed(load_change(change))} == {("root-1",)}
+
+
+def test_a_wrong_passphrase_signs_nothing(made: TrustedFleet) -> None:
+    change = begun(made)
+    before = change.read_bytes()
+    with pytest.raises(TrustError, match="passphrase") as caught:
+        approve_file(change, str(made.out / "root-1.pem"), lambda _: b"not this one")
+    assert caught.value.code == "key_unreadable"
+    assert change.read_bytes() == before
+
+
+def test_names_that_are_not_there_are_refused(made: TrustedFleet) -> None:
+    for wanted in (Wanted({"root-9": None}), Wanted(without=["initech"])):
+        with pytest.raises(NotFoundError, match="there are"):
+            begun(made, wanted)
+    with pytest.raises(UsageError, match="skerry keys renew director"):
+        begun(made, Wanted({"director": None}))
+    with pytest.raises(UsageError, match="online key"):
+        make_next_keys(made.data / "keys", ["root-1"], ENVIRONMENT)
+    begun(made)
+    with pytest.raises(ConflictError, match="new folder"):
+        begun(made)
+
+
+def test_a_fleet_of_before_the_ceremony_has_nothing_to_replace(tmp_path: Path) -> None:
+    make_online_keys(tmp_path / "keys", "demo", ENVIRONMENT)
+    with pytest.raises(NotFoundError, match="ceremony"):
+        begin(tmp_path, tmp_path / "out", Wanted(), passphrase=lambda _: PHRASE, now=NOW)
+
+
+def test_a_revoked_publisher_may_release_no_more_and_stays_in_the_list(made: TrustedFleet) -> None:
+    made.publish(make_bundle("1.0.0"))
+    install(
+        signed(made, begun(made, Wanted(without=["acme"])), "root-1", "root-2"), made.data, LATER
+    )
+    settle(made.data, LATER)
+    made.catalog.reload(LATER)
+    assert made.catalog.releases() == []
+    with pytest.raises(TrustError) as caught:
+        made.publish(make_bundle("1.1.0"), now=LATER)
+    assert caught.value.code == "unknown_publisher"
+    # clients refuse a list that leaves out what was in it
+    snapshot = Metadata.from_bytes(made.catalog.metadata("snapshot.json")).signed
+    assert "acme.json" in snapshot.meta  # type: ignore[attr-defined]
+
+
+def test_a_publisher_with_a_new_key_signs_its_releases_again(made: TrustedFleet) -> None:
+    made.publish(make_bundle("1.0.0"))
+    change = signed(made, begun(made, Wanted({"publisher-acme": None})), "root-1", "root-2")
+    install(change, made.data, LATER)
+    settle(made.data, LATER)
+    made.catalog.reload(LATER)
+    assert made.catalog.releases() == []
+    with pytest.raises(TrustError, match="signed by its own keys"):
+        made.publish(make_bundle("1.1.0"), now=LATER)  # with the old key
+    with pytest.raises(TrustError):
+        made.publish(make_bundle("1.0.0", model="reader"), "globex", LATER)  # not theirs to take
+
+
+def test_standing_documents_are_those_that_follow_from_the_first_root(made: TrustedFleet) -> None:
+    root = Metadata[Root].from_bytes(made.catalog.root)
+    root.signed.version = 2
+    stranger = Signer.generate()
+    (made.data / "tuf" / "catalog" / "2.root.json").write_bytes(sign(root.signed, [stranger]))
+    with pytest.raises(TrustError):
+        read_standing(made.data)
+
+
+def test_approving_is_pure(made: TrustedFleet) -> None:
+    change = load_change(begun(made))
+    signer = open_signer(str(made.out / "root-1.pem"), lambda _: PHRASE)
+    assert approve(change, signer) == approve(change, signer)
+    assert all(not quorum.signed for quorum in owed(change))
