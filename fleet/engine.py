@@ -236,6 +236,9 @@ class Engine:
         matching = select(rollout.plan.selector, candidates(self._store), rollout_id)
         if join(rollout, matching) is rollout:
             return
+        plan = rollout.plan
+        elsewhere = self._store.rollouts.in_other_slots(plan.target, plan.slot)
+        matching = [device for device in matching if device not in elsewhere]
         with self._store.rollouts.step(rollout_id) as step:
             step.put_rollout(join(step.rollout, matching), at)
 

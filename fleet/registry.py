@@ -14,6 +14,8 @@ The rules:
 5. A device with other keys needs a new token, which an operator must ask for knowingly.
 6. A renewed certificate is current at once; the one before it still holds until the new one was used
    for the first time, for the device may never have got its answer. From then on it does not.
+7. A device of which there are two (`fleet.quarantine`) is `pending` until an operator accepts it, or a
+   machine spends a new token in its name.
 """
 
 import re

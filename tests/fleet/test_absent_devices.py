@@ -214,3 +214,24 @@ def test_one_release_in_two_slots_is_refused_when_it_is_asked_for(bench: Bench) 
     elsewhere = Plan("reader", "1.1.0", "acme", "spare", selector="site=south")
     assert bench.commands.create_rollout(elsewhere, "anna")  # where it is not
     bench.commands.create_rollout(Plan("reader", "1.0.0", "acme", "spare"), "anna")
+
+
+@SQLITE
+def test_a_device_with_the_release_in_another_slot_does_not_join_later(bench: Bench) -> None:
+    bench.add("dev-01")
+    bench.publish("1.0.0")
+    first = Plan("reader", "1.0.0", "acme", "spare")
+    bench.commands.create_rollout(first, "anna")
+    bench.tick()
+    bench.answer()
+    bench.add("dev-02", site="south")
+    second = Plan("reader", "1.0.0", "acme", "reader", selector="site=south")
+    rollout = bench.commands.create_rollout(second, "anna")
+    bench.tick()
+    bench.commands.preauthorize("dev-01", {"site": "south"}, "anna", again=True)
+    bench.add("dev-03", site="south")
+    bench.tick(3.0)
+    bench.answer("dev-02", "dev-03")
+    bench.tick()
+    assert bench.rollout_state(rollout)[0] is RolloutState.COMPLETED
+    assert bench.states(rollout).keys() == {"dev-02", "dev-03"}

@@ -36,6 +36,16 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "marks that both have repeated",
+        (
+            (
+                "fleet/voices.py",
+                "if other.boot != known.boot and known.proven >= other.first and other.proven >= known.first:",
+                "if other.boot != known.boot and said.seq > known.seq - 1 and other.first > known.first:",
+            ),
+        ),
+    ),
+    Mutant(
         "version check",
         (("agent/update.py", "    return stored < arrived <= MAX_VERSION\n", "    return True\n"),),
     ),
