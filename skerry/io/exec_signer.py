@@ -25,9 +25,9 @@ from securesystemslib.signer import Key, SecretsHandler, Signature, Signer, SSli
 from skerry.errors import NotFoundError, TrustError, UnreachableError, UsageError
 from skerry.io.key_files import checked, read_public
 
-__all__ = ["ExecSigner", "open_exec"]
+__all__ = ["ExecSigner", "open_exec", "parse_exec"]
 
-SCHEME: Final = "exec:"
+SCHEME: Final = "exec"
 PUBLIC: Final = "?public="
 TIMEOUT_S: Final = 60.0
 MAX_ANSWER_BYTES: Final = 1024
@@ -85,14 +85,27 @@ def open_exec(spec: str) -> ExecSigner:
         NotFoundError: no such file.
         TrustError: the file is no public key, or of a wrong type.
     """
-    before, found, public = spec.removeprefix(SCHEME).rpartition(PUBLIC)
+    command, public = parse_exec(spec)
+    return ExecSigner(command, read_public(public))
+
+
+def parse_exec(spec: str) -> tuple[list[str], Path]:
+    """Return the command of a key's name, word by word, and the file of its public key.
+
+    Raises:
+        UsageError: not `exec:COMMAND?public=FILE`, or quotes that do not end.
+    """
+    scheme, _, rest = spec.partition(":")
+    before, found, public = rest.rpartition(PUBLIC)
     try:
         command = shlex.split(before)
     except ValueError as error:
-        raise UsageError(f"expected a command in {spec!r}: {error}") from None
-    if not found or not command or not public:
-        raise UsageError(f"expected exec:COMMAND?public=FILE, with the .pub file of its key; got {spec!r}")  # fmt: skip
-    return ExecSigner(command, read_public(Path(public)))
+        raise UsageError(f"expected a command in {spec[:200]!r}: {error}") from None
+    if scheme.lower() != SCHEME or not found or not command or not public or "\0" in spec:
+        raise UsageError(
+            f"expected exec:COMMAND?public=FILE, with the .pub file of its key; got {spec[:200]!r}"
+        )
+    return command, Path(public)
 
 
 def _run(command: list[str], payload: bytes, timeout_s: float) -> bytes:

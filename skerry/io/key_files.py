@@ -30,6 +30,7 @@ __all__ = [
     "is_public",
     "key_id_of",
     "open_pem",
+    "parse_public",
     "public_key",
     "public_pem",
     "read_public",
@@ -75,15 +76,23 @@ def read_public(path: Path) -> SSlibKey:
         NotFoundError: no such file.
         TrustError: `key_unreadable`: not a public key; `key_type`: neither Ed25519 nor ECDSA P-256.
     """
-    pem = _read(path, "a public key")
+    return parse_public(_read(path, "a public key"), str(path))
+
+
+def parse_public(pem: bytes, where: str) -> SSlibKey:
+    """Return the public key of a PEM (SubjectPublicKeyInfo).
+
+    Raises:
+        TrustError: `key_unreadable`: not a public key; `key_type`: neither Ed25519 nor ECDSA P-256.
+    """
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         what = "its private half, which stays with its owner" if b"PRIVATE KEY" in pem else error
         raise TrustError(
-            f"expected a public key in {path}, got {what}; give the .pub file", "key_unreadable"
+            f"expected a public key in {where}, got {what}; give the .pub file", "key_unreadable"
         ) from None
-    return public_key(key, str(path))
+    return public_key(key, where)
 
 
 def is_public(path: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import helper, numpy_helper
 from tuf.api.metadata import Root, TargetFile, Targets
@@ -24,6 +25,7 @@ from fleet import roles
 from skerry import wire
 from skerry.canonical import to_json, to_msgpack
 from skerry.enrolment import EnrolAnswer, EnrolRequest
+from skerry.io.signers import public_key, public_pem
 from skerry.keys import PublicKey, Signer
 from skerry.manifest import (
     Golden,
@@ -200,3 +202,16 @@ TOKEN = format_token(
     )
 ).encode()
 TUF = _tuf()
+
+KEY_NAMES = (
+    b"pkcs11:token=acme;object=release;id=%01%ff?module-path=/usr/lib/module.so",
+    b"pkcs11:model=SoftHSM%20v2;manufacturer=SoftHSM%20project;serial=5ab8c1f2;id=%A1;type=private",
+    b"exec:openssl dgst -sha256 -sign 'my key.pem'?public=service.pub",
+)
+PUBLIC_KEYS = tuple(
+    public_pem(public_key(key.public_key(), ""))
+    for key in (
+        Ed25519PrivateKey.from_private_bytes(bytes(range(32))),
+        derive_private_key(0x1234567890ABCDEF, SECP256R1()),
+    )
+)

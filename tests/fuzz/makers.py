@@ -101,6 +101,20 @@ def spoilt_token(rng: Random, data: bytes) -> bytes:
     return b"sk1." + base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
+def spoilt_pem(rng: Random, data: bytes) -> bytes:
+    """Damage what a PEM holds, and put it into its lines again."""
+    lines = data.split(b"\n")
+    try:
+        raw = base64.b64decode(b"".join(lines[1:-2]))
+    except ValueError:
+        raw = data
+    raw = damage_bytes(rng, raw, [raw], longest=999)
+    label = rng.choice(
+        (b"PUBLIC KEY", b"PUBLIC KEY", b"PUBLIC KEY", b"EC PUBLIC KEY", b"RSA PUBLIC KEY")
+    )
+    return b"-----BEGIN %s-----\n%s-----END %s-----\n" % (label, base64.encodebytes(raw), label)
+
+
 def spoilt_frame(rng: Random, data: bytes) -> bytes:
     body = msgpack_tree(rng, data[4:])
     return len(body).to_bytes(4, "big") + body

@@ -32,6 +32,8 @@ from skerry.canonical import from_json, from_msgpack, sha256, to_json, to_msgpac
 from skerry.custom import catalog_target, director_target, message_keys
 from skerry.enrolment import MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
 from skerry.errors import FormatError, RefusedError, SkerryError, TrustError, UsageError
+from skerry.io.exec_signer import parse_exec
+from skerry.io.key_files import key_id_of, parse_public, public_pem
 from skerry.manifest import (
     Golden,
     TensorSpec,
@@ -39,6 +41,7 @@ from skerry.manifest import (
     parse_manifest,
 )
 from skerry.onnx_outline import IMPORT, check_outline
+from skerry.pkcs11_uri import parse_key_uri
 from skerry.profile import Inventory, incompatibility
 from skerry.sketch import Column, ColumnSpec, check_column, merge, total
 from skerry.tensors import from_raw
@@ -55,10 +58,12 @@ from tests.fuzz.good import (
     DEVICE,
     EXAMPLES,
     FLEET_TOML,
+    KEY_NAMES,
     MANIFEST,
     ONNX,
     ORDERS,
     PLAN,
+    PUBLIC_KEYS,
     ROOT_FILE,
     SEEDS,
     TOKEN,
@@ -80,6 +85,7 @@ from tests.fuzz.makers import (
     spoilt_bundle,
     spoilt_frame,
     spoilt_message,
+    spoilt_pem,
     spoilt_token,
 )
 
@@ -248,6 +254,17 @@ def _line(data: bytes) -> None:
     byte_range(text, 1000)
 
 
+def _key_name(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    (parse_exec if text.startswith("exec") else parse_key_uri)(text)
+
+
+def _public_key(data: bytes) -> None:
+    key = parse_public(data, "a file")
+    key_id_of(key)
+    assert parse_public(public_pem(key), "again") == key
+
+
 def all_targets() -> dict[str, Target]:
     """Return every target, by name."""
     columns = to_msgpack({name: column.counts for name, column in BASELINE.columns.items()})
@@ -276,6 +293,8 @@ def all_targets() -> dict[str, Target]:
         Target("enrol_request", _enrol, (FormatError, TrustError), (enrol_request(),), json_tree),
         Target("enrol_answer", _answer, (FormatError, TrustError), (enrol_answer(),), json_tree),
         Target("token", lambda d: parse_token(d.decode("utf-8", "surrogateescape")), (UsageError,), (TOKEN,), spoilt_token),
+        Target("key_name", _key_name, (UsageError,), KEY_NAMES, longest=400),
+        Target("public_key", _public_key, (TrustError,), PUBLIC_KEYS, spoilt_pem, longest=1000),
         Target("agent_config", _agent_config, (UsageError,), (AGENT_TOML,)),
         Target("fleet_config", _fleet_config, (UsageError,), (FLEET_TOML,)),
         Target("recipe", parse_recipe, (UsageError,), recipes),

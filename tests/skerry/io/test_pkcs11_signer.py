@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from pkcs11 import TokenFlag, exceptions
 from securesystemslib.signer import SSlibKey
 
 from skerry.errors import NotFoundError, SkerryError, TrustError, UnreachableError, UsageError
@@ -147,6 +148,37 @@ def test_what_can_be_no_pin_is_not_tried(
     with pytest.raises(TrustError, match="got none") as refused:
         open_signer("pkcs11:token=acme;object=release", Asked(given))
     assert refused.value.code == "key_unreadable"
+
+
+class WornToken:
+    """SoftHSM never locks; of a real token these flags and this error would come."""
+
+    label = "worn"
+
+    def __init__(self, flags: TokenFlag) -> None:
+        self.flags = flags
+
+    def open(self, **_: object) -> None:
+        raise exceptions.PinLocked
+
+
+def test_a_locked_token_is_named_before_and_after_it_locks() -> None:
+    def refused(act: Callable[[], object]) -> str:
+        with pytest.raises(TrustError, match="locked after too many") as refusal:
+            act()
+        return refusal.value.code
+
+    locked, open_yet = WornToken(TokenFlag.USER_PIN_LOCKED), WornToken(TokenFlag(0))
+    assert refused(lambda: pkcs11_signer._pin(locked, never)) == "key_unreadable"  # type: ignore[arg-type]
+    login = pkcs11_signer._login(open_yet, "1234")  # type: ignore[arg-type]
+    assert refused(login.__enter__) == "key_unreadable"
+
+
+def test_who_has_one_try_left_is_told_when_asked() -> None:
+    asked = Asked()
+    token = WornToken(TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_COUNT_LOW)
+    assert pkcs11_signer._pin(token, asked) == PIN.decode()  # type: ignore[arg-type]
+    assert asked.names == ["token worn (one try left before it locks)"]
 
 
 def test_the_pin_that_changed_meanwhile_is_named_too(hsm: SoftHsm) -> None:
