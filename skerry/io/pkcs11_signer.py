@@ -159,7 +159,7 @@ def _find_token(uri: KeyUri) -> "Token":
     fitting = [token for token in tokens if _fits(token, uri)]
     if len(fitting) == 1:
         return fitting[0]
-    listed = _listed(f"{token.label!r} (serial {token.serial.decode()})" for token in tokens)
+    listed = _listed(f"{token.label!r} (serial {_serial(token)})" for token in tokens)
     if not fitting:
         raise NotFoundError(f"expected the token that the URI names, found {listed}; insert it")
     raise UsageError(f"expected one token, and the URI fits {len(fitting)} of {listed}; "
@@ -167,13 +167,17 @@ def _find_token(uri: KeyUri) -> "Token":
 
 
 def _fits(token: "Token", uri: KeyUri) -> bool:
-    wanted = {
-        token.label: uri.token,
-        token.serial.decode(errors="replace"): uri.serial,
-        token.manufacturer_id: uri.manufacturer,
-        token.model: uri.model,
-    }
-    return all(name is None or name == found for found, name in wanted.items())
+    pairs = (
+        (uri.token, token.label),
+        (uri.serial, _serial(token)),
+        (uri.manufacturer, token.manufacturer_id),
+        (uri.model, token.model),
+    )
+    return all(wanted is None or wanted == found for wanted, found in pairs)
+
+
+def _serial(token: "Token") -> str:
+    return token.serial.decode(errors="replace")
 
 
 def _find(session: "Session", kind: "ObjectClass", uri: KeyUri) -> list[Any]:

@@ -36,6 +36,7 @@ def hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
         made.put("acme", "twice", "b1", ec.generate_private_key(ec.SECP256R1()))
         made.make_secret("acme", "aes")
         made.make_key("Other Token", "clé; of = é%")
+        made.make_token("SoftHSM v2")  # named like its model
         yield made
 
 
@@ -198,7 +199,10 @@ Refusal = tuple[str, type[SkerryError], str, str, Callable[[str], bytes]]
     [
         ("pkcs11:token=lost;object=x", NotFoundError, "", "'Other Token' (serial", never),
         ("pkcs11:token=acme;serial=1;object=x", NotFoundError, "", "'acme' (serial", never),
-        ("pkcs11:object=release", UsageError, "", "fits 2 of", never),
+        ("pkcs11:object=release", UsageError, "", "fits 3 of", never),
+        ("pkcs11:token=SoftHSM%20v3;model=SoftHSM%20v2;id=a", NotFoundError, "", "insert it", never),
+        ("pkcs11:token=SoftHSM%20v2;model=SoftHSM%20v3;id=a", NotFoundError, "", "insert it", never),
+        ("pkcs11:token=SoftHSM%20v2;object=x", NotFoundError, "", "found none", pin),
         ("pkcs11:token=acme;object=nix", NotFoundError, "", "object 'release' (id", pin),
         ("pkcs11:token=acme;object=release;id=%99", NotFoundError, "", "found object", pin),
         ("pkcs11:token=acme;object=twice", UsageError, "", "both object and id", pin),
