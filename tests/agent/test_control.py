@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuf.api.metadata import Metadata, Root
 
 from agent.__main__ import main
 from agent.state import read_state
+from fleet.roles import sign
+from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.errors import SkerryError
 from skerry.io.client import Client
+from skerry.keys import Signer
 from skerry.token import EnrolmentToken, format_token
 from skerry.trust import Floor
 from skerry.wire import Policy, Probation
 from tests.fakes.central import Central
 from tests.fakes.serving import images
+from tests.fakes.trusted import PHRASE
 
 DEVICE = "cam-1"
 SETTINGS = "reconnect_base_s = 0.1\nreconnect_cap_s = 1.0\nresend_s = 3.0\ndrain_s = 2.0\n"
@@ -347,6 +352,39 @@ async def test_an_order_that_is_signed_anew_is_verified_and_restarts_nothing(
         assert floor().time_key == central.trusted.keys.message.key_id
         assert await agent.serve_pid() == serving
         assert central.state("a-1") == "committed"
+    finally:
+        traffic.done.set()
+        await asyncio.to_thread(traffic.join)
+
+
+async def test_a_message_key_is_replaced_under_a_device_that_is_connected(
+    central: Central, agent: Agent
+) -> None:
+    """What the new key says is refused, until the device has asked for the root that names it."""
+    trusted, fresh = central.trusted, Signer.generate()
+    first, second = central.publish("1.0.0"), central.publish("1.1.0", seed=1)
+    await central.until(lambda: central.hellos)
+    traffic = Traffic(agent.url)
+    traffic.start()
+    try:
+        central.desire(DEVICE, first, "a-1")
+        await central.until(lambda: central.state("a-1") == "committed")
+        root = Metadata[Root].from_bytes(trusted.director.root).signed
+        root.version += 1
+        root.unrecognized_fields[MESSAGE_KEYS_FIELD] = message_keys_field([fresh.public])
+        holders = [
+            Signer.from_pem((trusted.out / f"root-{n}.pem").read_bytes(), PHRASE) for n in (1, 3)
+        ]
+        (trusted.data / "tuf" / "director" / "2.root.json").write_bytes(sign(root, holders))
+        trusted.keys.message = fresh
+        trusted.director.reload()
+        said = len(central.hellos)
+        central.desire(DEVICE, second, "a-2")
+        await central.until(lambda: len(central.hellos) > said)
+        central.desire(DEVICE, second, "a-2")  # as a fleet answers a hello
+        await central.until(lambda: central.state("a-2") == "committed")
+        status = await asyncio.to_thread(agent.status)
+        assert (status["refused"] > 0, status["stale"], status["trust_code"]) == (True, [], "")
     finally:
         traffic.done.set()
         await asyncio.to_thread(traffic.join)
