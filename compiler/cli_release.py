@@ -1,11 +1,10 @@
-"""The commands inspect, sign, verify and publish: what is done with a bundle once it is built.
+"""The commands inspect, verify and publish: what is done with a bundle once it is built.
 
 Data goes to stdout and everything for people to stderr.
 """
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import click
 import msgspec
@@ -18,24 +17,21 @@ from compiler.command import (
     Command,
     fleet_option,
     json_option,
-    key_option,
     load_bundle,
     load_public,
     load_token,
-    open_key,
     passphrase_option,
     read_file,
-    write_file,
 )
+from compiler.handover import CATALOG, count_signatures, progress
 from compiler.publish import check_url, fetch
 from compiler.publish import publish as run_publish
-from compiler.sign import add_release, parse_targets, release_of
+from compiler.sign import release_of
 from compiler.verify import verify_in_catalog, verify_with_key
-from skerry.errors import ConflictError, TrustError, UsageError
+from skerry.errors import TrustError, UsageError
+from skerry.release_file import MAX_FILE_BYTES, read_release_file
 
-__all__ = ["inspect", "publish", "sign", "verify"]
-
-CATALOG: Final = "/tuf/catalog/metadata/"
+__all__ = ["inspect", "publish", "verify"]
 
 
 @click.command(cls=Command)
@@ -66,51 +62,6 @@ def inspect(bundle: Path, as_json: bool) -> None:
     watched = ", ".join(f"{f.name} ({f.kind})" for f in manifest.features)
     console.print(f"watched: {escape(watched) or 'predictions only'}")
     click.echo(content.digest)
-
-
-@click.command(cls=Command)
-@click.argument("bundle", type=PATH)
-@click.option("--publisher", required=True, help="The publisher's name, as in the catalog.")
-@key_option
-@passphrase_option
-@fleet_option
-@click.option("--metadata", type=PATH, help="The current metadata, instead of asking a fleet.")
-@click.option("--out", type=PATH, required=True, help="File for the new metadata.")
-@json_option
-def sign(
-    bundle: Path,
-    publisher: str,
-    key: str,
-    passphrase_file: Path | None,
-    fleet: str | None,
-    metadata: Path | None,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Sign BUNDLE: add it to the publisher's metadata, one version higher.
-
-    The current metadata comes from --fleet or --metadata; with neither, this is the
-    publisher's first release.
-    """
-    content = load_bundle(bundle)
-    signer = open_key(key, passphrase_file)
-    release = release_of(content, publisher)
-    current = _current(publisher, fleet, metadata)
-    signed = add_release(current, release, signer, now=datetime.now(UTC))
-    version = parse_targets(signed).signed.version
-    _refuse_older(out, version)
-    write_file(out, signed)
-    target = parse_targets(signed).signed.targets[release.path]
-    counter = (target.custom or {})["release_counter"]
-    if as_json:
-        facts = {
-            "metadata": str(out), "target": release.path, "version": version,
-            "release_counter": counter, "digest": content.digest,
-        }  # fmt: skip
-        click.echo(msgspec.json.encode(facts))
-        return
-    click.echo(f"signed {release.path}, release {counter}, metadata version {version}", err=True)
-    click.echo(out)
 
 
 @click.command(cls=Command)
@@ -152,7 +103,7 @@ def verify(
     if metadata is not None and key is not None:
         public = load_public(key, passphrase_file)
         counter = verify_with_key(
-            release, read_file(metadata, "metadata"), public, now=datetime.now(UTC)
+            release, read_file(metadata, "metadata", MAX_FILE_BYTES), public, now=datetime.now(UTC)
         )
     else:
         assert root is not None
@@ -184,32 +135,16 @@ def publish(
             "--publisher NAME --key FILE --out METADATA",
             "unsigned",
         )
-    signed = read_file(metadata, "metadata")
-    parse_targets(signed)
+    file = read_release_file(read_file(metadata, "a release file", MAX_FILE_BYTES))
+    count, needed = count_signatures(file)
+    if needed is not None and count < needed:
+        raise TrustError(progress(file, bundle, metadata), "too_few_signatures")
     if not fleet:
         raise UsageError("expected the fleet's URL: give --fleet, or set SKERRY_FLEET")
-    answer = run_publish(bundle, signed, check_url(fleet), load_token(token_file))
+    answer = run_publish(bundle, file.for_fleet(), check_url(fleet), load_token(token_file))
     if as_json:
         click.echo(msgspec.json.encode({"digest": content.digest, "fleet": answer}))
         return
     manifest = content.manifest
     click.echo(f"published {manifest.model} {manifest.model_version}", err=True)
     click.echo(content.digest)
-
-
-def _current(publisher: str, fleet: str | None, metadata: Path | None) -> bytes | None:
-    if metadata is not None:
-        return read_file(metadata, "metadata")
-    return fetch(f"{check_url(fleet)}{CATALOG}{publisher}.json") if fleet else None
-
-
-def _refuse_older(out: Path, version: int) -> None:
-    """A fleet that hands out old metadata would have a counter given twice."""
-    if not out.is_file():
-        return
-    last = parse_targets(read_file(out, "metadata")).signed.version
-    if last >= version:
-        raise ConflictError(
-            f"{out} holds metadata version {last}, and this would be version {version}: the "
-            "current metadata is older than what was signed last. Give that as --metadata"
-        )

@@ -6,36 +6,52 @@
       custom.min_agent            the oldest agent that can run one
       custom.may_fall_back_to     digests of the newest earlier releases of this model
 
-The fleet hands out the current metadata, and the fleet is not trusted: it is signed
-again only if this publisher had signed it before, so that nobody can slip a target
-into what a publisher signs.
+Above 300 releases they move into bins (`skerry.holding`): from then on a release changes one bin
+and the publisher's role, whose version counts the releases. Bins that are about to expire are signed
+anew with whatever is signed next.
+
+The fleet hands out the current metadata, and the fleet is not trusted: it is signed again only if
+this publisher had signed it before, so that nobody can slip a target into what a publisher signs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from securesystemslib.exceptions import UnverifiedSignatureError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key
 from securesystemslib.signer import Signer as TufSigner
-from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.api.serialization.json import JSONSerializer
 
 from skerry.bundle import Bundle
 from skerry.canonical import sha256
-from skerry.custom import catalog_custom, catalog_target
-from skerry.errors import ConflictError, FormatError, TrustError
+from skerry.custom import catalog_custom
+from skerry.errors import ConflictError, FormatError, TrustError, UsageError
+from skerry.holding import SPLIT_ABOVE, Delegation, Holding, signed_by
 from skerry.io.signers import add_signature
 from skerry.keys import Signer
 from skerry.profile import ANY_CLASS
 from skerry.trust import CatalogTarget, parse_target, target_path
 
-__all__ = ["Release", "add_release", "parse_targets", "release_of", "verify_signature"]
+__all__ = [
+    "Release",
+    "Trust",
+    "add_release",
+    "check_current",
+    "check_own",
+    "next_release",
+    "parse_holding",
+    "parse_targets",
+    "release_of",
+    "to_bytes",
+    "tuf_signer",
+    "verify_signature",
+]
 
 VALID: Final = timedelta(days=90)
+RENEW_BEFORE: Final = timedelta(days=45)
 FALL_BACKS: Final = 4
 MAX_METADATA_BYTES: Final = 1 << 20
 
@@ -49,6 +65,27 @@ class Release:
     sha256: str  # 64 hex digits
     hw_classes: list[str]
     min_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """By which keys a publisher's metadata is believed.
+
+    Args:
+        delegation: the publisher's keys and threshold, None where no catalog was at hand.
+        is_verified: the delegation is the catalog's, verified from a trusted root; otherwise it
+            is somebody's word, and one's own signature must be on the metadata besides.
+        keys: further keys of this publisher, by the caller's word.
+    """
+
+    delegation: Delegation | None = None
+    is_verified: bool = False
+    keys: tuple[Key, ...] = ()
+
+    def for_bins(self, own: Key) -> Delegation | None:
+        """Return by whose keys bins may be signed: whoever names a stranger's gives it away."""
+        sole = self.delegation is not None and set(self.delegation.keys) == {own.keyid}
+        return self.delegation if self.is_verified or sole else None
 
 
 def release_of(bundle: Bundle, publisher: str) -> Release:
@@ -70,54 +107,179 @@ def release_of(bundle: Bundle, publisher: str) -> Release:
 
 
 def add_release(
-    current: bytes | None,
+    current: Mapping[str, bytes],
     release: Release,
     signer: TufSigner | Signer,
     *,
     now: datetime,
-    trusted: Sequence[SSlibKey] = (),
-) -> bytes:
+    trust: Trust = Trust(),
+) -> dict[str, bytes]:
     """Return the publisher's metadata with a release added, one version higher, signed.
 
     A release that is in it already, with the same digest, is signed anew and keeps its
     counter.
 
     Args:
-        current: the publisher's metadata as the fleet has it; None for the first release.
+        current: all of the publisher's roles as the fleet has them, by name; empty for the
+            first release.
         release: from `release_of`.
-        signer: the publisher's key.
+        signer: one of the publisher's keys.
         now: aware UTC.
-        trusted: further keys of this publisher, where another of them signed last.
+        trust: by which keys the current metadata is believed, besides by this one.
+
+    Returns:
+        The roles that change, by name; the publisher's own first.
 
     Raises:
         ConflictError: this version was released with another digest.
         FormatError: the current metadata is none.
         TrustError: the current metadata was not signed by this publisher.
+        UsageError: bins are due, and by whose keys is not certain.
     """
-    key = CryptoSigner(signer.private_key) if isinstance(signer, Signer) else signer
-    if current is None:
-        metadata = Metadata(Targets(version=1))
-    else:
-        metadata = parse_targets(current)
-        verify_signature(metadata, [_public(key), *trusted])
-        metadata.signed.version += 1
-    targets = metadata.signed
-    known = [_target(target) for target in targets.targets.values()]
-    if any(t.path == release.path and t.sha256 != release.sha256 for t in known):
+    key = tuf_signer(signer)
+    publisher = parse_target(release.path).publisher
+    before = parse_holding(publisher, current)
+    check_own(publisher, key.public_key, trust)
+    check_current(before, trust, key.public_key)
+    known = before.releases
+    if release.path in known and known[release.path].sha256 != release.sha256:
         raise ConflictError(
             f"{release.path} was released already, with another digest; "
             "give the model a new version"
         )
-    if release.path not in targets.targets:
-        targets.targets[release.path] = TargetFile(
+    draft = _Draft(before, now)
+    speakers = trust.for_bins(key.public_key)
+    if speakers is not None:
+        draft.delegate_bins(speakers)
+    if release.path not in known:
+        target = TargetFile(
             release.length,
             {"sha256": release.sha256},
             release.path,
-            {"custom": catalog_custom(_next(release, known))},
+            {"custom": catalog_custom(next_release(release, known))},
         )
-    targets.expires = (now + VALID).replace(microsecond=0)
-    add_signature(metadata, key)
-    return metadata.to_bytes(JSONSerializer(compact=True))
+        draft.add(target, speakers)
+    changed = draft.changed()
+    for metadata in changed.values():
+        add_signature(metadata, key)
+    return {name: to_bytes(metadata) for name, metadata in changed.items()}
+
+
+class _Draft:
+    """A publisher's next metadata in the making."""
+
+    def __init__(self, before: Holding, now: datetime) -> None:
+        self._publisher = before.publisher
+        self._now = now
+        copies = {name: parse_targets(to_bytes(role)) for name, role in before.roles.items()}
+        self._roles = copies or {before.publisher: self._empty()}
+        self._touched = {before.publisher} | {
+            name for name, role in copies.items() if role.signed.expires - now < RENEW_BEFORE
+        }
+
+    @property
+    def _own(self) -> Targets:
+        return self._roles[self._publisher].signed
+
+    def delegate_bins(self, delegation: Delegation) -> None:
+        """Let the publisher's present keys speak for its bins."""
+        delegations = self._own.delegations
+        if delegations is not None and not delegation.is_of_bins(delegations):
+            assert delegations.succinct_roles is not None
+            renewed = delegation.bins(self._publisher)
+            assert renewed.succinct_roles is not None
+            renewed.succinct_roles.bit_length = delegations.succinct_roles.bit_length
+            self._own.delegations = renewed
+            self._touched |= set(self._roles)
+
+    def add(self, target: TargetFile, delegation: Delegation | None) -> None:
+        """Add a release where it belongs."""
+        if self._own.delegations is None and len(self._own.targets) >= SPLIT_ABOVE:
+            self._split(delegation)
+        role = self._role_of(target.path)
+        self._roles[role].signed.targets[target.path] = target
+        self._touched.add(role)
+
+    def changed(self) -> dict[str, Metadata[Targets]]:
+        """Return what is to be signed, each one version higher."""
+        for name in self._touched:
+            self._roles[name].signed.version += 1
+            self._roles[name].signed.expires = (self._now + VALID).replace(microsecond=0)
+        return {name: role for name, role in self._roles.items() if name in self._touched}
+
+    def _split(self, delegation: Delegation | None) -> None:
+        if delegation is None:
+            raise UsageError(
+                f"{self._publisher} has {SPLIT_ABOVE} releases, and the next moves them into bins, "
+                "for which its keys and threshold must be known for certain: give --fleet and --root"
+            )
+        targets, self._own.targets = self._own.targets, {}
+        self._own.delegations = delegation.bins(self._publisher)
+        bins = self._own.delegations.succinct_roles
+        assert bins is not None
+        self._roles |= {name: self._empty() for name in bins.get_roles()}
+        for path, target in targets.items():
+            self._roles[self._role_of(path)].signed.targets[path] = target
+        self._touched = set(self._roles)
+
+    def _role_of(self, path: str) -> str:
+        delegations = self._own.delegations
+        if delegations is None or delegations.succinct_roles is None:
+            return self._publisher
+        return delegations.succinct_roles.get_role_for_target(path)
+
+    def _empty(self) -> Metadata[Targets]:
+        role = Targets(version=1, expires=self._now)
+        role.version = 0  # raised before it is signed; the constructor takes none below 1
+        return Metadata(role)
+
+
+def check_own(publisher: str, key: Key, trust: Trust) -> None:
+    """Check that a key is one of the publisher's, where those are known.
+
+    Raises:
+        TrustError: code ``unknown_key``.
+    """
+    if trust.delegation is not None and key.keyid not in trust.delegation.keys:
+        names = ", ".join(keyid[:16] for keyid in trust.delegation.keys)
+        raise TrustError(
+            f"expected one of {publisher}'s keys ({names}), got {key.keyid[:16]}", "unknown_key"
+        )
+
+
+def check_current(current: Holding, trust: Trust, own: Key | None = None) -> None:
+    """Check that this publisher had signed what a new release is added to.
+
+    Each role must be signed by one of the keys that the caller trusts; or by enough of the
+    delegation's, and by the caller's own if the delegation is not verified; or, where there is no
+    delegation, by the caller's own.
+
+    Raises:
+        TrustError: it had not.
+    """
+    named = {key.keyid: key for key in trust.keys}
+    mine = {} if own is None else {own.keyid: own}
+    for name, metadata in current.roles.items():
+        if signed_by(metadata, named):
+            continue
+        if trust.delegation is None:
+            verify_signature(metadata, named | mine)
+            continue
+        signers = trust.delegation.signed_by(metadata)
+        if len(signers) < trust.delegation.threshold:
+            raise TrustError(
+                f"expected the current metadata of {name} to be signed by "
+                f"{trust.delegation.threshold} of its keys, got {len(signers)}; if its keys were "
+                "replaced since, trust the former one: --trusted FILE"
+            )
+        if not trust.is_verified and not signers & set(mine):
+            raise TrustError(
+                f"the current metadata of {name} does not carry your signature, so nothing here "
+                "vouches for it; give the catalog's root (--root), or the public key of who "
+                "signed it (--trusted)"
+            )
+    if current.roles and trust.delegation is not None:
+        current.bins  # noqa: B018 - refuses other delegations
 
 
 def parse_targets(data: bytes) -> Metadata[Targets]:
@@ -140,36 +302,58 @@ def parse_targets(data: bytes) -> Metadata[Targets]:
     return metadata
 
 
-def verify_signature(metadata: Metadata[Targets], keys: Sequence[SSlibKey]) -> None:
+def parse_holding(publisher: str, roles: Mapping[str, bytes]) -> Holding:
+    """Read all of a publisher's roles; nothing about them is verified yet.
+
+    Raises:
+        FormatError: not such metadata, or some of it is missing.
+        TrustError: the publisher delegates to others than its bins.
+    """
+    holding = Holding(publisher, {name: parse_targets(data) for name, data in roles.items()})
+    expected = {publisher} if roles else set()
+    if publisher in roles and holding.bins is not None:
+        expected |= set(holding.bins.get_roles())
+    if set(roles) != expected:
+        wrong = min(set(roles) ^ expected)
+        raise FormatError(
+            f"expected all of {publisher}'s metadata and nothing else: {wrong[:80]}; "
+            "give --fleet, or as --metadata the release file of the last release"
+        )
+    return holding
+
+
+def to_bytes(metadata: Metadata[Targets]) -> bytes:
+    """Return metadata as it is kept and served."""
+    return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def tuf_signer(signer: TufSigner | Signer) -> TufSigner:
+    """Return a key of ours as python-tuf signs with it."""
+    return CryptoSigner(signer.private_key) if isinstance(signer, Signer) else signer
+
+
+def verify_signature(metadata: Metadata[Targets], keys: Mapping[str, Key]) -> None:
     """Check that one of the keys signed the metadata.
 
     Raises:
         TrustError: none of them did.
     """
-    for key in keys:
-        signature = metadata.signatures.get(key.keyid)
-        if signature is None:
-            continue
-        try:
-            key.verify_signature(signature, metadata.signed_bytes)
-        except (UnverifiedSignatureError, UnsignedMetadataError):
-            continue
+    if signed_by(metadata, keys):
         return
-    wanted = ", ".join(key.keyid[:16] for key in keys)
+    wanted = ", ".join(keyid[:16] for keyid in keys) or "nobody knows which"
     got = ", ".join(keyid[:16] for keyid in metadata.signatures) or "none"
     raise TrustError(f"expected metadata signed by key {wanted}; it carries signatures of {got}")
 
 
-def _public(key: TufSigner) -> SSlibKey:
-    public = key.public_key
-    assert isinstance(public, SSlibKey)
-    return public
+def next_release(release: Release, known: Mapping[str, CatalogTarget]) -> CatalogTarget:
+    """Return a release with its counter, and with what it may fall back to.
 
-
-def _next(release: Release, known: Sequence[CatalogTarget]) -> CatalogTarget:
-    """Return the release with its counter, and with what it may fall back to."""
+    Args:
+        release: of a bundle.
+        known: every release of this publisher, by path.
+    """
     model = parse_target(release.path).model
-    earlier = [target for target in known if parse_target(target.path).model == model]
+    earlier = [target for path, target in known.items() if parse_target(path).model == model]
     earlier.sort(key=lambda target: target.release_counter, reverse=True)
     return CatalogTarget(
         path=release.path,
@@ -180,10 +364,6 @@ def _next(release: Release, known: Sequence[CatalogTarget]) -> CatalogTarget:
         min_agent=release.min_agent,
         may_fall_back_to=["sha256:" + target.sha256 for target in earlier[:FALL_BACKS]],
     )
-
-
-def _target(target: TargetFile) -> CatalogTarget:
-    return catalog_target(target.path, target.length, target.hashes, target.custom)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from compiler.sign import Release, parse_targets, verify_signature
 from skerry.custom import catalog_target
 from skerry.errors import TrustError, UnreachableError
 from skerry.keys import PublicKey
+from skerry.release_file import read_release_file
 
 __all__ = ["tuf_key", "verify_in_catalog", "verify_with_key"]
 
@@ -42,7 +43,7 @@ def verify_with_key(release: Release, metadata: bytes, key: SSlibKey, *, now: da
 
     Args:
         release: of the bundle at hand.
-        metadata: the publisher's.
+        metadata: the publisher's, or the release file that holds it.
         key: the publisher's.
         now: aware UTC.
 
@@ -53,13 +54,16 @@ def verify_with_key(release: Release, metadata: bytes, key: SSlibKey, *, now: da
         FormatError: the metadata is none.
         TrustError: wrong key, expired, or not about this bundle.
     """
-    signed = parse_targets(metadata)
-    verify_signature(signed, [key])
-    if signed.signed.is_expired(now):
-        raise TrustError(
-            f"the metadata expired at {signed.signed.expires:%Y-%m-%d}; sign again", "expired"
-        )
-    return check_target(release, signed.signed.targets.get(release.path))
+    target = None
+    for data in read_release_file(metadata).metadata.values():
+        signed = parse_targets(data)
+        verify_signature(signed, {key.keyid: key})
+        if signed.signed.is_expired(now):
+            raise TrustError(
+                f"the metadata expired at {signed.signed.expires:%Y-%m-%d}; sign again", "expired"
+            )
+        target = signed.signed.targets.get(release.path, target)
+    return check_target(release, target)
 
 
 def verify_in_catalog(release: Release, root: bytes, base_url: str, fetch: Fetch) -> int:

@@ -3,12 +3,9 @@
 A publisher's new metadata is accepted only if
 
 1. enough of the publisher's own keys signed it, as the catalog's targets name them,
-2. its version is one higher than the last, it has not expired, and it delegates to nobody,
-3. every target lies under ``models/<publisher>/``,
-4. every release that was there is there unchanged: what is released stays what it is,
-5. at most one release is new: the bundle that comes with it, by length and digest; its counter is
-   higher than any of its model, and it may fall back only to earlier releases of that model,
-6. the model belongs to this publisher: who released it first. Counters of two publishers cannot be
+2. it follows from the last by the rules of `skerry.publishing`: one version higher, nothing that was
+   released is changed, at most the bundle that comes with it is new,
+3. the model belongs to this publisher: who released it first. Counters of two publishers cannot be
    compared.
 
 A publisher whose keys were replaced is silenced until it signs all of its releases again with the
@@ -27,9 +24,9 @@ from typing import Final
 
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
+from fleet.acceptance import Acceptance, check_bins, check_offer, read_offer
 from fleet.files import make_folder, write_atomic
 from fleet.keystore import OnlineKeys
-from fleet.releases import check_release, publisher_of, releases_of
 from fleet.roles import (
     SNAPSHOT_VALID,
     TIMESTAMP_VALID,
@@ -44,22 +41,15 @@ from fleet.roles import (
 )
 from skerry.bundle import Bundle
 from skerry.errors import NotFoundError, TrustError
-from skerry.trust import CatalogTarget, parse_target
+from skerry.holding import Holding
+from skerry.trust import CatalogTarget
 
 __all__ = ["Acceptance", "Catalog", "Expiring"]
 
 TIMESTAMP_RENEWAL: Final = TIMESTAMP_VALID - timedelta(days=1)  # signed anew daily
 SNAPSHOT_RENEWAL: Final = timedelta(days=15)
 WARN_BEFORE: Final = timedelta(days=30)
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """A release that the catalog holds; `new` is False where it had it already."""
-
-    publisher: str
-    target: CatalogTarget
-    new: bool
+MAX_NAME: Final = 96  # of a metadata file, characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +96,7 @@ class Catalog:
         self._due: set[str] = set()  # roles that another key has signed than the root names now
         self._timestamp = self._load_timestamp()
         self._snapshot = self._load_snapshot()
-        self._silenced: dict[str, Metadata[Targets]] = {}
+        self._silenced: dict[str, Holding] = {}
         self._publishers = self._load_publishers()
 
     def reload(self, now: datetime) -> None:
@@ -132,7 +122,7 @@ class Catalog:
 
     def releases(self) -> list[CatalogTarget]:
         """Return every release, in order of its path."""
-        every = [releases_of(metadata.signed) for metadata in self._publishers.values()]
+        every = [holding.releases for holding in self._publishers.values()]
         return [target for known in every for _, target in sorted(known.items())]
 
     def release(self, path: str) -> CatalogTarget:
@@ -141,9 +131,9 @@ class Catalog:
         Raises:
             NotFoundError: no such release.
         """
-        for metadata in self._publishers.values():
-            if path in metadata.signed.targets:
-                return releases_of(metadata.signed)[path]
+        for holding in self._publishers.values():
+            if path in holding.targets:
+                return holding.releases[path]
         raise NotFoundError(f"the catalog has no release {path[:120]!r}; publish it first")
 
     def metadata(self, name: str) -> bytes:
@@ -157,7 +147,7 @@ class Catalog:
         """
         stem, _, extension = name.rpartition(".")
         version, _, role = stem.rpartition(".")
-        if extension == "json" and len(name) <= 80 and role in self._roles():
+        if extension == "json" and len(name) <= MAX_NAME and role in self._roles():
             number = version or str(self._version(role))
             plain = role == Timestamp.type and not version
             if plain or (number.isascii() and number.isdecimal() and number == str(int(number))):
@@ -170,29 +160,17 @@ class Catalog:
         """Check a publisher's metadata and the bundle it releases; change nothing.
 
         Args:
-            data: targets metadata, at most 1 MiB.
+            data: a release file, or the publisher's plain targets metadata.
             bundle: as `read_bundle` returned it.
             now: aware UTC.
 
         Raises:
-            FormatError: not targets metadata.
+            FormatError: neither.
             TrustError: with a `code` that names the rule.
             ConflictError: somebody released in between; sign again on the latest metadata.
         """
-        metadata = parse(data, Targets, "a publisher's metadata")
-        publisher = publisher_of(metadata.signed)
-        check_signed(self._targets, publisher, metadata)
-        self._check_owner(publisher, bundle.manifest.model)
-        known = self._publishers.get(publisher) or self._silenced.get(publisher)
-        if known is not None and metadata.to_dict() == known.to_dict():
-            # the same request again: its answer was lost
-            target = check_release(publisher, known.signed, known.signed, bundle, now)
-            return Acceptance(publisher, target, new=False)
-        before = Targets(expires=now) if known is None else known.signed
-        if known is None:
-            before.version = 0  # its constructor takes none below 1
-        target = check_release(publisher, metadata.signed, before, bundle, now)
-        return Acceptance(publisher, target, new=target.path not in before.targets)
+        holdings = self._publishers | self._silenced
+        return check_offer(read_offer(data), self._targets, holdings, bundle, now)[0]
 
     def accept(self, data: bytes, bundle: Bundle, now: datetime) -> Acceptance:
         """Check a publisher's metadata and its bundle, keep it, and sign what changes with it.
@@ -203,13 +181,14 @@ class Catalog:
             FormatError, TrustError, ConflictError: as `check`.
         """
         with self._lock:
-            accepted = self.check(data, bundle, now)
-            metadata = parse(data, Targets, "a publisher's metadata")
-            known = self._publishers.get(accepted.publisher)
-            if known is None or metadata.signed.version > known.signed.version:
-                name = f"{metadata.signed.version}.{accepted.publisher}.json"
-                write_atomic(self._folder / name, data)
-                self._sign({**self._publishers, accepted.publisher: metadata}, now)
+            offer = read_offer(data)
+            known = self._publishers | self._silenced
+            accepted, holding = check_offer(offer, self._targets, known, bundle, now)
+            if holding is not known.get(offer.publisher):
+                for role, metadata in offer.roles.items():
+                    name = f"{metadata.signed.version}.{role}.json"
+                    write_atomic(self._folder / name, offer.files[role])
+                self._sign({**self._publishers, offer.publisher: holding}, now)
             return accepted
 
     def renew(self, now: datetime) -> bool:
@@ -223,25 +202,14 @@ class Catalog:
 
     def expiring(self, now: datetime) -> list[Expiring]:
         """Return what offline keys must sign again within 30 days."""
-        roles: dict[str, Root | Targets] = {"root": self._root, "targets": self._targets}
-        roles |= {name: metadata.signed for name, metadata in self._publishers.items()}
+        ends = {"root": self._root.expires, "targets": self._targets.expires}
+        for name, holding in self._publishers.items():  # with its bins: they are signed together
+            ends[name] = min(metadata.signed.expires for metadata in holding.roles.values())
         return [
-            Expiring(name, role.expires)
-            for name, role in sorted(roles.items())
-            if role.expires - now < WARN_BEFORE
+            Expiring(name, end) for name, end in sorted(ends.items()) if end - now < WARN_BEFORE
         ]
 
-    def _check_owner(self, publisher: str, model: str) -> None:
-        for name, metadata in (self._publishers | self._silenced).items():
-            models = {parse_target(path).model for path in metadata.signed.targets}
-            if name != publisher and model in models:
-                raise TrustError(
-                    f"expected {model} from {name}, who released it first, got it from "
-                    f"{publisher}; give the model another name",
-                    "model_taken",
-                )
-
-    def _sign(self, publishers: dict[str, Metadata[Targets]], now: datetime) -> bool:
+    def _sign(self, publishers: dict[str, Holding], now: datetime) -> bool:
         """Bring snapshot and timestamp up to what there is; tell whether they were not.
 
         What is served changes only at the end: a full disk leaves the catalog as it was.
@@ -249,8 +217,9 @@ class Catalog:
         # clients refuse a snapshot that leaves out a role: who may release no more stays in it
         meta = {} if self._snapshot is None else dict(self._snapshot.meta)
         meta["targets.json"] = MetaFile(self._targets.version)
-        for name, metadata in publishers.items():
-            meta[f"{name}.json"] = MetaFile(metadata.signed.version)
+        for holding in publishers.values():
+            for role, metadata in holding.roles.items():
+                meta[f"{role}.json"] = MetaFile(metadata.signed.version)
         snapshot, timestamp = self._snapshot, self._timestamp
         if (
             snapshot is None
@@ -285,15 +254,18 @@ class Catalog:
         return True
 
     def _roles(self) -> set[str]:
-        return {Root.type, Targets.type, Snapshot.type, Timestamp.type, *self._publishers,
-                *self._silenced}  # fmt: skip
+        holdings = (*self._publishers.values(), *self._silenced.values())
+        own = {name for holding in holdings for name in holding.roles}
+        return {Root.type, Targets.type, Snapshot.type, Timestamp.type} | own
 
     def _version(self, role: str) -> int:
         """Return the latest version of a role that is served."""
         present = {Root.type: self._root, Targets.type: self._targets}
         online = {Snapshot.type: self._snapshot, Timestamp.type: self._timestamp}
-        if (known := self._publishers.get(role) or self._silenced.get(role)) is not None:
-            return known.signed.version
+        publisher = role.partition("_")[0]
+        known = self._publishers.get(publisher) or self._silenced.get(publisher)
+        if known is not None:
+            return known.roles[role].signed.version
         signed = present.get(role) or online.get(role)
         return signed.version if signed is not None else 0
 
@@ -331,20 +303,29 @@ class Catalog:
                     return
             raise
 
-    def _load_publishers(self) -> dict[str, Metadata[Targets]]:
+    def _load_publishers(self) -> dict[str, Holding]:
         loaded = {}
         for name in self.publishers:
-            meta = None if self._snapshot is None else self._snapshot.meta.get(f"{name}.json")
-            if meta is not None:
-                metadata = self._read(f"{meta.version}.{name}.json", Targets)
-                try:
-                    check_signed(self._targets, name, metadata)
-                except TrustError:
-                    # its keys were replaced: nothing of it counts until the new ones sign it
-                    self._silenced[name] = metadata
-                else:
-                    loaded[name] = metadata
+            role = self._load_role(name)
+            if role is None:
+                continue
+            holding = Holding(name, {name: role})
+            names = holding.bins.get_roles() if holding.bins is not None else ()
+            bins = {name: self._load_role(name) for name in names}
+            holding = holding.with_roles({name: bin for name, bin in bins.items() if bin})
+            try:
+                check_signed(self._targets, name, role)
+                check_bins(holding)
+            except TrustError:
+                # its keys were replaced: nothing of it counts until the new ones sign it
+                self._silenced[name] = holding
+            else:
+                loaded[name] = holding
         return loaded
+
+    def _load_role(self, name: str) -> Metadata[Targets] | None:
+        meta = None if self._snapshot is None else self._snapshot.meta.get(f"{name}.json")
+        return None if meta is None else self._read(f"{meta.version}.{name}.json", Targets)
 
     def _read(self, name: str, kind: type[Role]) -> Metadata[Role]:
         path = self._folder / name

@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 COMMANDS: Final = {
     "keys": Entry("fleet.cli_keys:keys", "fleet", "Make, list and replace signing keys."),
     "build": Entry("compiler.cli:build", "compiler", "Build a bundle from a recipe."),
-    "sign": Entry("compiler.cli_release:sign", "compiler", "Sign a bundle as a publisher."),
+    "sign": Entry("compiler.cli_sign:sign", "compiler", "Sign a bundle as a publisher."),
     "verify": Entry("compiler.cli_release:verify", "compiler", "Check a bundle and its signature."),
     "inspect": Entry("compiler.cli_release:inspect", "compiler", "Show what is in a bundle."),
     "publish": Entry(

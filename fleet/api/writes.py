@@ -26,7 +26,7 @@ __all__ = ["BACKEND", "routes"]
 
 T = TypeVar("T")
 BACKEND: Final = web.AppKey("backend", Backend)
-MAX_METADATA_BYTES: Final = 1 << 20
+MAX_METADATA_BYTES: Final = 4 << 20  # a role has 1 MiB at most; the move into bins has 65
 MAX_BODY_BYTES: Final = 1 << 20
 SPOOL_BYTES: Final = 8 << 20  # of an upload kept in memory; more goes to a file
 CHUNK_BYTES: Final = 1 << 16

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from compiler import cli, cli_release
+from compiler import cli, cli_release, cli_sign
 from compiler.build import Built
 from compiler.record import open_record
 from compiler.verify import tuf_key
@@ -58,7 +58,7 @@ def bundle(tmp_path: Path, built: Built) -> Path:
 def metadata(tmp_path: Path, bundle: Path, pem: Path) -> Path:
     out = tmp_path / "acme.json"
     done = run(
-        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", out,
+        cli_sign.sign, bundle, "--publisher", "acme", "--key", pem, "--out", out,
         SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
@@ -203,7 +203,7 @@ def test_sign_adds_to_the_metadata_that_it_is_given(
     bundle: Path, metadata: Path, pem: Path, tmp_path: Path
 ) -> None:
     done = run(
-        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--metadata", metadata,
+        cli_sign.sign, bundle, "--publisher", "acme", "--key", pem, "--metadata", metadata,
         "--out", metadata, "--json", SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     said = json.loads(done.stdout)
@@ -214,7 +214,7 @@ def test_sign_notices_metadata_older_than_what_was_signed_last(
     bundle: Path, metadata: Path, pem: Path
 ) -> None:
     done = run(
-        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", metadata,
+        cli_sign.sign, bundle, "--publisher", "acme", "--key", pem, "--out", metadata,
         SKERRY_KEY_PASSPHRASE=PHRASE,
     )  # fmt: skip
     assert done.exit_code == 5
@@ -232,7 +232,7 @@ def test_a_release_is_signed_and_verified_with_a_key_in_any_form(
         for name, spec in (("token", token), ("command", command)):
             out, public = tmp_path / f"{name}.json", tmp_path / f"{name}.pub"
             done = run(
-                cli_release.sign, bundle, "--publisher", "acme", "--key", spec, "--out", out,
+                cli_sign.sign, bundle, "--publisher", "acme", "--key", spec, "--out", out,
                 SKERRY_KEY_PASSPHRASE=PIN.decode(),
             )  # fmt: skip
             assert done.exit_code == 0, done.stderr
@@ -248,7 +248,7 @@ def test_a_release_is_signed_and_verified_with_a_key_in_any_form(
             tmp_path / "f", ec.generate_private_key(ec.SECP256R1()), "sys.exit('no')"
         )
         out = tmp_path / "none.json"
-        done = run(cli_release.sign, bundle, "--publisher", "acme", "--key", failing, "--out", out)
+        done = run(cli_sign.sign, bundle, "--publisher", "acme", "--key", failing, "--out", out)
         assert (done.exit_code, done.stdout) == (7, "")
         assert "exit code 1: no" in done.stderr
         assert not out.exists()
@@ -262,7 +262,7 @@ def test_a_key_without_its_passphrase_leaves_with_7(
     bundle: Path, pem: Path, tmp_path: Path, phrase: str
 ) -> None:
     done = run(
-        cli_release.sign, bundle, "--publisher", "acme", "--key", pem, "--out", tmp_path / "x.json",
+        cli_sign.sign, bundle, "--publisher", "acme", "--key", pem, "--out", tmp_path / "x.json",
         SKERRY_KEY_PASSPHRASE=phrase,
     )  # fmt: skip
     assert done.exit_code == 7

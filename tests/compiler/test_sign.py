@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from compiler.build import Built
-from compiler.sign import Release, add_release, parse_targets, release_of, verify_signature
+from compiler.sign import Release, Trust, add_release, parse_targets, release_of, verify_signature
 from compiler.verify import tuf_key, verify_in_catalog, verify_with_key
 from fleet.catalog import Catalog
 from fleet.ceremony import perform
@@ -35,11 +35,10 @@ def release(version: str, digit: str = "", model: str = "shapes") -> Release:
 
 
 def chain(*releases: Release, key: Signer = KEY) -> bytes:
-    metadata = None
+    metadata: dict[str, bytes] = {}
     for one in releases:
         metadata = add_release(metadata, one, key, now=NOW)
-    assert metadata is not None
-    return metadata
+    return metadata["acme"]
 
 
 def targets(metadata: bytes) -> dict[str, CatalogTarget]:
@@ -69,7 +68,7 @@ def test_a_release_may_fall_back_to_the_newest_four_before_it() -> None:
 def test_signing_again_renews_and_keeps_the_counter() -> None:
     first = chain(release("1.0.0"), release("1.0.1"))
     later = NOW + timedelta(days=60)
-    again = add_release(first, release("1.0.0"), KEY, now=later)
+    again = add_release({"acme": first}, release("1.0.0"), KEY, now=later)["acme"]
     assert targets(again) == targets(first)
     assert parse_targets(again).signed.version == 3
     assert parse_targets(again).signed.expires > parse_targets(first).signed.expires
@@ -83,26 +82,28 @@ def test_a_released_version_never_changes() -> None:
 def test_metadata_of_somebody_else_is_not_signed_on() -> None:
     planted = chain(release("1.0.0"), key=Signer.generate())
     with pytest.raises(TrustError, match="expected metadata signed by key"):
-        add_release(planted, release("1.0.1"), KEY, now=NOW)
+        add_release({"acme": planted}, release("1.0.1"), KEY, now=NOW)
 
 
 def test_metadata_changed_after_signing_is_not_signed_on() -> None:
     planted = chain(release("1.0.0")).replace(b"shapes", b"shafts")
     with pytest.raises(TrustError):
-        add_release(planted, release("1.0.1"), KEY, now=NOW)
+        add_release({"acme": planted}, release("1.0.1"), KEY, now=NOW)
 
 
 def test_another_key_of_the_publisher_may_have_signed_last() -> None:
     other = Signer.generate()
     current = chain(release("1.0.0"), key=other)
-    metadata = add_release(current, release("1.0.1"), KEY, now=NOW, trusted=[tuf_key(other.public)])
-    verify_signature(parse_targets(metadata), [tuf_key(KEY.public)])
+    trust = Trust(keys=(tuf_key(other.public),))
+    metadata = add_release({"acme": current}, release("1.0.1"), KEY, now=NOW, trust=trust)
+    key = tuf_key(KEY.public)
+    verify_signature(parse_targets(metadata["acme"]), {key.keyid: key})
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 9000, b'{"signed":{"_type":"root"}}'])
 def test_other_bytes_are_no_metadata(data: bytes) -> None:
     with pytest.raises(FormatError):
-        add_release(data, release("1.0.0"), KEY, now=NOW)
+        add_release({"acme": data}, release("1.0.0"), KEY, now=NOW)
 
 
 def test_a_publishers_key_verifies_what_it_signed() -> None:
@@ -157,13 +158,13 @@ def next_version(built: Built, version: str) -> Bundle:
 def test_a_fleet_accepts_release_after_release(
     built: Built, catalog: Catalog, publisher: Signer
 ) -> None:
-    metadata: bytes | None = None
+    metadata: dict[str, bytes] = {}
     for number, version in enumerate(("1.0.0", "1.1.0", "1.2.0"), start=1):
         bundle = next_version(built, version)
         metadata = add_release(metadata, release_of(bundle, "acme"), publisher, now=TODAY)
-        accepted = catalog.accept(metadata, bundle, TODAY)
+        accepted = catalog.accept(metadata["acme"], bundle, TODAY)
         assert (accepted.target.release_counter, accepted.new) == (number, True)
-        assert catalog.metadata("acme.json") == metadata
+        assert catalog.metadata("acme.json") == metadata["acme"]
 
 
 def test_a_published_release_verifies_from_the_root_down(
@@ -171,7 +172,7 @@ def test_a_published_release_verifies_from_the_root_down(
 ) -> None:
     bundle = next_version(built, "1.0.0")
     one = release_of(bundle, "acme")
-    catalog.accept(add_release(None, one, publisher, now=TODAY), bundle, TODAY)
+    catalog.accept(add_release({}, one, publisher, now=TODAY)["acme"], bundle, TODAY)
 
     def fetch(url: str) -> bytes | None:
         try:

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tuf.api.exceptions import DownloadHTTPError
+from tuf.api.metadata import Metadata, Targets
 from tuf.ngclient import FetcherInterface, Updater
 
-from compiler.sign import add_release, release_of
+from compiler.handover import fetch_release_file
+from compiler.sign import Trust, add_release, release_of
 from fleet.blobs import Blobs
 from fleet.bundles import Bundles, Published
 from fleet.ca import Authority
@@ -17,10 +19,11 @@ from fleet.catalog import Catalog
 from fleet.ceremony import Ceremony, perform
 from fleet.director import Director
 from fleet.keystore import OnlineKeys, load_online_keys, make_online_keys
-from skerry.bundle import write_bundle
+from skerry.bundle import read_bundle, write_bundle
 from skerry.canonical import sha256, to_json
 from skerry.custom import catalog_target, director_target
 from skerry.errors import NotFoundError
+from skerry.holding import Delegation
 from skerry.keys import Signer
 from skerry.manifest import (
     Accuracy,
@@ -31,6 +34,7 @@ from skerry.manifest import (
     TensorSpec,
     Variant,
 )
+from skerry.release_file import ReleaseFile
 from skerry.trust import CatalogTarget, DirectorTarget
 
 __all__ = ["NOW", "PHRASE", "Repository", "TrustedFleet", "look_up", "make_bundle", "make_fleet"]
@@ -62,14 +66,27 @@ class TrustedFleet:
 
     def sign(self, bundle: bytes, name: str = "acme", now: datetime = NOW) -> bytes:
         """Sign a bundle's release on top of what the catalog has, as a publisher does."""
-        from skerry.bundle import read_bundle
-
-        try:
-            current = self.catalog.metadata(f"{name}.json")
-        except NotFoundError:
-            current = None
         release = release_of(read_bundle(io.BytesIO(bundle)), name)
-        return add_release(current, release, self.publisher(name), now=now)
+        trust = Trust(self.delegation(name), is_verified=True)
+        current = self.roles(name)
+        signed = add_release(current, release, self.publisher(name), now=now, trust=trust)
+        return signed[name] if len(signed) == 1 else ReleaseFile(name, signed).to_bytes()
+
+    def delegation(self, name: str = "acme") -> Delegation:
+        """Whose keys speak for a publisher."""
+        targets = Metadata[Targets].from_bytes(self.catalog.metadata("targets.json")).signed
+        return Delegation.of(targets, name)
+
+    def roles(self, name: str = "acme") -> dict[str, bytes]:
+        """A publisher's metadata as the catalog serves it, by role."""
+
+        def serve(file: str) -> bytes | None:
+            try:
+                return self.catalog.metadata(file)
+            except NotFoundError:
+                return None
+
+        return fetch_release_file(name, "", serve).before
 
     def publish(self, bundle: bytes, name: str = "acme", now: datetime = NOW) -> Published:
         return self.bundles.publish(io.BytesIO(bundle), self.sign(bundle, name, now), now)
