@@ -19,6 +19,7 @@ from fleet.catalog import Catalog
 from fleet.ceremony import Ceremony, perform
 from fleet.director import Director
 from fleet.keystore import OnlineKeys, load_online_keys, make_online_keys
+from fleet.roles import tuf_key
 from skerry.bundle import read_bundle, write_bundle
 from skerry.canonical import sha256, to_json
 from skerry.custom import catalog_target, director_target
@@ -67,9 +68,10 @@ class TrustedFleet:
     def sign(self, bundle: bytes, name: str = "acme", now: datetime = NOW) -> bytes:
         """Sign a bundle's release on top of what the catalog has, as a publisher does."""
         release = release_of(read_bundle(io.BytesIO(bundle)), name)
-        trust = Trust(self.delegation(name), is_verified=True)
-        current = self.roles(name)
-        signed = add_release(current, release, self.publisher(name), now=now, trust=trust)
+        delegation, key = self.delegation(name), self.publisher(name)
+        known = tuf_key(key.public).keyid in delegation.keys
+        trust = Trust(delegation, is_verified=True) if known else Trust()
+        signed = add_release(self.roles(name), release, key, now=now, trust=trust)
         return signed[name] if len(signed) == 1 else ReleaseFile(name, signed).to_bytes()
 
     def delegation(self, name: str = "acme") -> Delegation:

@@ -54,7 +54,7 @@ class Publisher:
         """Sign a release with one key after the other, each person handing on the file."""
         first, *others = (self.signers[form] for form in forms)
         release = release_of(read_bundle(io.BytesIO(bundle)), "acme")
-        data = add_release(None, release, first, now=NOW)
+        data = add_release({}, release, first, now=NOW)["acme"]
         for signer in others:
             metadata = Metadata[Targets].from_bytes(data)
             add_signature(metadata, signer, append=True)
