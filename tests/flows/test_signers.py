@@ -22,6 +22,7 @@ from fleet.ceremony import perform
 from fleet.device_api import add_catalog_routes
 from fleet.director import assign
 from fleet.keystore import make_online_keys
+from fleet.rotation import Wanted, approve_file, begin, install, settle
 from skerry.bundle import read_bundle
 from skerry.errors import TrustError
 from skerry.io.signers import add_signature, open_signer
@@ -66,23 +67,33 @@ class Publisher:
         return self.trusted.bundles.publish(io.BytesIO(bundle), signed, NOW).target
 
 
+def secret_of(what: str) -> bytes:
+    return PIN if what == "token acme" else PHRASE
+
+
+def public(signer: TufSigner) -> SSlibKey:
+    key = signer.public_key
+    assert isinstance(key, SSlibKey)
+    return key
+
+
 @pytest.fixture(scope="module")
-def signers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, TufSigner]]:
+def specs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("keys")
     pem = folder / "key.pem"
     pem.write_bytes(Signer.generate().to_pem(PHRASE))
     with softhsm(folder / "hsm") as hsm:
         hsm.make_token("acme")
-        specs = (
-            str(pem),
-            hsm.make_key("acme", "release"),
-            command_for(folder / "kms", ec.generate_private_key(ec.SECP256R1())),
-        )
-        secrets = {"token acme": PIN}
         yield {
-            form: open_signer(spec, lambda what: secrets.get(what, PHRASE))
-            for form, spec in zip(FORMS, specs, strict=True)
+            "file": str(pem),
+            "token": hsm.make_key("acme", "release"),
+            "command": command_for(folder / "kms", ec.generate_private_key(ec.SECP256R1())),
         }
+
+
+@pytest.fixture
+def signers(specs: dict[str, str]) -> dict[str, TufSigner]:
+    return {form: open_signer(spec, secret_of) for form, spec in specs.items()}
 
 
 def publisher_of(
@@ -96,8 +107,7 @@ def publisher_of(
     metadata = Metadata[Targets].from_bytes(path.read_bytes())
     keys: dict[str, SSlibKey] = {}
     for form in forms:
-        key = signers[form].public_key
-        assert isinstance(key, SSlibKey)
+        key = public(signers[form])
         keys[key.keyid] = key
     role = DelegatedRole("acme", list(keys), threshold, True, paths=["models/acme/*"])
     metadata.signed.delegations = Delegations(keys, {"acme": role})
@@ -112,7 +122,7 @@ def publisher_of(
 async def seen_by_a_device(
     trusted: TrustedFleet, release: CatalogTarget, folder: Path
 ) -> VerifyAnswer:
-    """Let the agent's verifier follow the catalog over HTTP, from the root of its enrolment."""
+    """Let the agent's verifier follow the catalog over HTTP, from the first root."""
     order = assign(release, device="dev-1", slot="reader", rollout="r-1", assignment_id="a-1")
     app = web.Application(middlewares=[problems])
     add_catalog_routes(app, trusted.catalog, trusted.director)
@@ -121,8 +131,8 @@ async def seen_by_a_device(
             target=release.path,
             director=trusted.director.sign("dev-1", [order], version=1, now=NOW),
             catalog_url=str(server.make_url("/tuf/catalog/metadata")),
-            catalog_root=trusted.catalog.root,
-            director_root=trusted.director.root,
+            catalog_root=(trusted.data / "tuf" / "catalog" / "1.root.json").read_bytes(),
+            director_root=(trusted.data / "tuf" / "director" / "1.root.json").read_bytes(),
             directory=str(folder),
             now=NOW.timestamp(),
             timeout_s=5.0,
@@ -175,3 +185,35 @@ async def test_a_device_refuses_what_one_of_three_signed(
     path.write_bytes(metadata.to_bytes())
     answer = await seen_by_a_device(publisher.trusted, release, tmp_path / "device")
     assert answer.code == code, answer.message
+
+
+async def test_a_root_key_and_a_publisher_s_move_to_tokens_by_rotation(
+    tmp_path: Path, specs: dict[str, str], signers: dict[str, TufSigner]
+) -> None:
+    """A device that was enrolled before follows both roots, and believes the new keys."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    make_online_keys(data / "keys", "demo", ENVIRONMENT)
+    ceremony = perform(data, out, ["acme"], passphrase=lambda _: PHRASE, now=NOW)
+    root_1, root_3 = (str(out / f"{name}.pem") for name in ("root-1", "root-3"))
+    wanted = Wanted(
+        {"root-2": public(signers["token"]), "publisher-acme": public(signers["command"])}
+    )
+    for changed, holders in (
+        (wanted, (specs["token"], root_1, root_3)),
+        (Wanted(), (specs["token"], root_1)),
+    ):
+        folder = tmp_path / f"change-{len(holders)}"
+        begun = begin(data, folder, changed, passphrase=secret_of, now=NOW)
+        assert begun.secret_files == ()
+        for holder in holders:
+            approve_file(begun.file, holder, secret_of)
+        install(begun.file, data, NOW)
+        assert settle(data, NOW)
+    publisher = Publisher(open_fleet(data, out, ceremony), signers)
+    with pytest.raises(TrustError):
+        publisher.publish(make_bundle(), "file")
+    release = publisher.publish(make_bundle(), "command")
+    answer = await seen_by_a_device(publisher.trusted, release, tmp_path / "device")
+    assert (answer.code, answer.message) == ("", "")
+    assert answer.released == release
+    assert answer.metadata["catalog/root"] == 3
