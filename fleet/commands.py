@@ -75,7 +75,7 @@ class Commands:
         self._catalog = catalog
         self._fleet_url = fleet_url
         self._clock = clock
-        self.quarantine: Final = Quarantine(registry, store)
+        self.quarantine: Final = Quarantine(registry, store, clock)
 
     # --- releases ---------------------------------------------------------------------
 

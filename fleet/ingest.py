@@ -60,6 +60,7 @@ __all__ = [
 
 MAX_BOOTS_IN_ACK: Final = 32
 MAX_SEQ: Final = 1 << 62
+MAX_LEAP: Final = 1 << 32  # of versions: a device counts on from what the fleet has
 MARK_BYTES: Final = 8
 CONTENT_BYTES: Final = 16
 MAX_NONCE_BYTES: Final = 32  # of a hello, echoed in its ack
@@ -75,6 +76,7 @@ class _Answers:
     hellos: dict[str, Hello] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
     forks: dict[str, str] = field(default_factory=dict)
+    strangers: dict[str, str] = field(default_factory=dict)
 
     def devices(self) -> list[str]:
         return sorted({*self.upto, *self.reported, *self.results})
@@ -93,6 +95,7 @@ class Ingest:
         credit: int = 8,
         rate: Rate | None = None,
         on_fork: Callable[[str, str], None] = lambda _device, _why: None,
+        on_stranger: Callable[[str, str], None] = lambda _device, _why: None,
         mark: Callable[[], str] = lambda: secrets.token_hex(MARK_BYTES),
     ) -> None:
         """Prepare ingest.
@@ -105,6 +108,7 @@ class Ingest:
             credit: how many batches a device may have under way.
             rate: how much a device may say.
             on_fork: called, after the commit, with a device of which there are two, and why.
+            on_stranger: called in the same way with one of which there may be two.
             mark: makes a new one, see `fleet.voices`.
         """
         self._store = store
@@ -113,7 +117,7 @@ class Ingest:
         self._shards = shards
         self._credit = credit
         self._rate = rate or Rate()
-        self._on_fork = on_fork
+        self._on_fork, self._on_stranger = on_fork, on_stranger
         self._mark = mark
 
     def take(self, messages: Sequence[Message], now: float) -> None:
@@ -235,6 +239,8 @@ class Ingest:
         answers.marks[up.dev] = voice.mark
         if voice.fork:
             answers.forks[up.dev] = voice.fork
+        elif voice.strangers > known.strangers:
+            answers.strangers[up.dev] = f"boot {known.present} spoke while boot {up.boot} was there"
         return verdict
 
     def _append(
@@ -269,7 +275,7 @@ class Ingest:
         if reported.version <= stored:
             refuse("repeated")
             return stored
-        if not check_reported(reported):
+        if not check_reported(reported) or reported.version > stored + MAX_LEAP:
             refuse("malformed_reported")
             return stored
         for report in reported.assignments:
@@ -293,6 +299,8 @@ class Ingest:
     def _answer(self, answers: _Answers, now: float) -> None:
         for device, why in answers.forks.items():
             self._on_fork(device, why)
+        for device, why in answers.strangers.items():
+            self._on_stranger(device, why)
         for device in answers.devices():
             self._replies.ack(
                 device,

@@ -173,7 +173,8 @@ class Service:
             fleet_id=config.fleet_id,
             shards=config.shards,
             credit=config.credit,
-            on_fork=self._shut_out,
+            on_fork=self.commands.quarantine.heard_fork,
+            on_stranger=self.commands.quarantine.heard_stranger,
         )
         self.mqtt: Final = FleetMqtt(
             fleet_id=config.fleet_id,
@@ -317,12 +318,6 @@ class Service:
         )
         tester = make_client(config.tls_dir, authority, SELF_TEST_USER, now)
         return AskedAccess(self.broker, callout, context_of(tester))
-
-    def _shut_out(self, device: str, why: str) -> None:
-        try:
-            self.commands.quarantine.begin(device, why, utc_now())
-        except Exception:  # what was heard is stored: its next message brings it here again
-            log.exception("%s could not be shut out, %s", device, why)
 
     def _keys_changed(self, keys: OnlineKeys, now: datetime) -> None:
         self._sender.sign_with(keys.message)

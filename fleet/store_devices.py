@@ -145,6 +145,12 @@ class DeviceStore:
             )
             if spent.rowcount == 0:
                 return False
+            former = select(devices.c.report_key).where(devices.c.device == record.device_id)
+            if connection.scalar(former) != record.report_key:
+                # another machine counts its reports anew, however far the one before it has come
+                connection.execute(
+                    update(reported).where(reported.c.device == record.device_id).values(version=0)
+                )
             connection.execute(
                 update(devices)
                 .where(devices.c.device == record.device_id)

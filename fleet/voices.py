@@ -18,6 +18,9 @@ The rules, for all but telemetry, which is numbered by others and counted once b
    before the other began, can have signed such messages, in whatever order they are delivered: no
    replay, delay or reordering makes one.
 
+A boot that was taken for the present one, until another showed that it is (rule 3), is counted as a
+stranger: the broker has held its messages back, or somebody has the key and never repeats a mark.
+
 Bounded: eight boots are known with their numbers, a thousand by a digest only (all that they say is
 `REPEATED`), and sixteen marks. A boot beyond these counts as new, once: it can feign a sign of
 life, and no fork.
@@ -77,6 +80,7 @@ class Voice(msgspec.Struct, frozen=True, array_like=True):
     former: bytes = b""  # digests of earlier boots, the latest last
     marks: tuple[tuple[str, int], ...] = ()
     fork: str = ""  # why there are two machines, empty where there is one
+    strangers: int = 0  # boots that were taken for the present one, and were not
 
     @property
     def mark(self) -> str:
@@ -119,6 +123,8 @@ def hear(voice: Voice, said: Said, mark: str) -> tuple[Voice, Verdict]:
             what = f"boots {other.boot} and {known.boot} speak in turn"
             return _fork(_put(voice, known), what)
     present = rival is None or rival.boot == known.boot or known.proven >= rival.first
+    if present and rival is not None and rival.boot != known.boot:
+        voice = msgspec.structs.replace(voice, strangers=voice.strangers + 1)
     voice = _put(voice, known, present=present)
     if said.is_hello:
         voice = _give(voice, mark)
@@ -128,7 +134,7 @@ def hear(voice: Voice, said: Said, mark: str) -> tuple[Voice, Verdict]:
 def start_over(voice: Voice) -> Voice:
     """Return what is known once an operator has looked at a fork: boots and numbers only."""
     boots = tuple(msgspec.structs.replace(heard, proven=0) for heard in voice.boots)
-    return Voice(count=voice.count + 1, boots=boots, former=voice.former)
+    return Voice(voice.count + 1, boots=boots, former=voice.former, strangers=voice.strangers)
 
 
 def _said(known: Heard, said: Said, repeated: int, voice: Voice) -> Heard:

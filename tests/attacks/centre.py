@@ -52,13 +52,14 @@ class Centre:
             lambda: (self.trusted.catalog.root, self.trusted.director.root),
             on_cut=self._cut,
         )
-        self.quarantine = Quarantine(self.registry, self.store)
+        self.quarantine = Quarantine(self.registry, self.store, lambda: self.now)
         self.ingest = Ingest(
             self.store.telemetry,
             self,
             fleet_id=FLEET,
             shards=SHARDS,
-            on_fork=lambda device, why: self.quarantine.begin(device, why, self.now),
+            on_fork=self.quarantine.heard_fork,
+            on_stranger=self.quarantine.heard_stranger,
         )
 
     def _cut(self, device: str) -> None:

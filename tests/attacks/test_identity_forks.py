@@ -10,18 +10,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fleet.access import accepted_devices
 from fleet.ceremony import perform
 from fleet.ingest import Message
-from fleet.quarantine import KIND
+from fleet.quarantine import DOUBT, KIND
 from fleet.setup import init_fleet
+from skerry.profile import Inventory
 from skerry.states import DeviceState
-from skerry.wire import UpType
+from skerry.wire import Reported, UpType
 from tests.attacks.centre import DEVICE, Centre, Machine, Process
 from tests.attacks.identity import OK, asked
 from tests.fakes.listener import DEVICE as LISTENED
@@ -151,6 +154,39 @@ def test_row_34_one_machine_is_never_shut_out(
     honest(centre, centre.enrol(), random.Random(seed))
     assert not centre.is_shut_out()
     assert "forked" not in centre.refused()
+
+
+def test_row_34_a_thief_who_never_answers_is_told_of_and_gains_nothing_lasting(
+    centre: Centre,
+) -> None:
+    device = centre.enrol()
+    ours = device.starts()
+    for _ in range(3):
+        assert centre.talk(ours) == {}
+        theirs = device.starts()
+        assert centre.hears(theirs.says()) == {}
+        centre.talk(ours)
+        assert centre.talk(ours) == {}
+        assert centre.hears(theirs.says(), theirs.says("health")) == {"late": 2}
+    assert not centre.is_shut_out()
+    (alert,) = centre.store.alerts.live_alerts(DOUBT)
+    assert (alert.subject, alert.severity) == (DEVICE, "warning")
+    centre.now += timedelta(days=2)
+    centre.quarantine.look(centre.now)
+    assert centre.store.alerts.live_alerts(DOUBT) == []
+
+
+def test_row_34_what_a_thief_reported_does_not_outlast_his_key(centre: Centre) -> None:
+    thief = centre.enrol()
+    process = thief.starts()
+    told = Reported((1 << 32) - 1, {}, [], Inventory("0.1.0", "linux-x86_64"))
+    assert centre.hears(process.says("reported", told)) == {}
+    far = msgspec.structs.replace(told, version=(1 << 63) - 1)
+    assert centre.hears(process.says("reported", far)) == {"malformed_reported": 1}
+    owner = centre.enrol(again=True).starts()
+    first = msgspec.structs.replace(told, version=1)
+    assert centre.hears(owner.says("reported", first)) == {}
+    assert centre.acks[-1].reported == 1
 
 
 # --- what an operator does ------------------------------------------------------------------

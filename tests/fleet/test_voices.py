@@ -91,6 +91,7 @@ def test_a_hello_held_back_for_a_whole_boot_is_overruled_by_the_next_mark() -> N
     assert fleet.hears(present.says()) == [LATE]  # the ack of the old one is under way
     present.mark = fleet.voice.mark
     assert fleet.hears(present.says(), held[1], present.says()) == [FRESH, LATE, FRESH]
+    assert fleet.voice.strangers == 1
 
 
 def test_two_machines_that_take_turns_are_a_fork() -> None:
