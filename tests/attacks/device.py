@@ -81,6 +81,8 @@ class Network(dict[str, bytes]):
         try:
             if path.startswith("/tuf/catalog/metadata/"):
                 return self._trusted.catalog.metadata(name)
+            if path.startswith("/tuf/director/metadata/"):
+                return self._trusted.director.metadata(name)
             if path.startswith("/v2/"):
                 return self._trusted.blobs.read(name)
         except NotFoundError:
