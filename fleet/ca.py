@@ -77,7 +77,7 @@ class Authority:
     Args:
         key: the issuing key.
         issuing: its certificate, PEM.
-        root: certificates of root authorities, PEM: the one that signed `issuing`, then others that
+        root: certificates of root authorities, PEM: the one that signed `issuing`, and others that
             are trusted besides, while one takes another's place.
 
     Raises:
@@ -87,15 +87,15 @@ class Authority:
     def __init__(self, key: ec.EllipticCurvePrivateKey, issuing: bytes, root: bytes) -> None:
         self._key = key
         self._issuing = load_certificate(issuing, "issuing authority")
-        self._roots = load_certificates(root, "root authority")
-        try:
-            self._issuing.verify_directly_issued_by(self._roots[0])
-        except (ValueError, TypeError, InvalidSignature):
+        roots = load_certificates(root, "root authority")
+        signers = [candidate for candidate in roots if self._is_signed_by(candidate)]
+        if not signers:
             raise TrustError(
                 "expected an issuing authority that the root signed; "
                 "put the two certificates of one key ceremony side by side",
                 "certificate",
-            ) from None
+            )
+        self._roots = [*signers, *(other for other in roots if other not in signers)]
         if key_bytes(self._issuing.public_key()) != key_bytes(key.public_key()):
             raise TrustError(
                 "expected the issuing certificate of this fleet's key, got another's; "
@@ -188,6 +188,13 @@ class Authority:
             revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
             builder = builder.add_revoked_certificate(revoked.build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _is_signed_by(self, root: x509.Certificate) -> bool:
+        try:
+            self._issuing.verify_directly_issued_by(root)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     def _life(self, now: datetime, valid: timedelta) -> tuple[datetime, datetime]:
         ends = self._issuing.not_valid_after_utc

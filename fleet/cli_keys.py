@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from fleet.cli_authority import authority
 from fleet.cli_public import public
 from fleet.command import (
     PATH,
@@ -25,8 +26,8 @@ from skerry.errors import UsageError
 from skerry.io.signers import (
     KEY_HELP,
     PASSPHRASE_HELP,
-    PASSPHRASE_VARIABLE,
     Passphrase,
+    new_passphrase_from,
     passphrase_from,
     read_key,
 )
@@ -42,6 +43,7 @@ def keys() -> None:
 
 
 keys.add_command(public)
+keys.add_command(authority)
 
 
 @keys.command("ceremony")
@@ -274,14 +276,12 @@ def _holders(change: Any) -> list[str]:
 
 def _new_phrase(name: str) -> bytes:
     """Return the passphrase for a new key: from the environment, or asked for twice."""
-    if given := os.environ.get(PASSPHRASE_VARIABLE):
-        return given.encode()
-    if not sys.stdin.isatty():
-        raise UsageError(f"expected passphrases from a terminal, or one in {PASSPHRASE_VARIABLE}")
-    asked = click.prompt(
-        f"Passphrase for {name}", hide_input=True, confirmation_prompt=True, err=True
-    )
-    return str(asked).encode()
+
+    def ask(what: str) -> str:
+        question = f"Passphrase for {what}"
+        return str(click.prompt(question, hide_input=True, confirmation_prompt=True, err=True))
+
+    return new_passphrase_from(os.environ, ask if sys.stdin.isatty() else None)(name)
 
 
 def _opener(file: Path | None) -> Passphrase:

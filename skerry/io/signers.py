@@ -38,6 +38,7 @@ __all__ = [
     "Passphrase",
     "add_signature",
     "key_id_of",
+    "new_passphrase_from",
     "open_signer",
     "passphrase_from",
     "public_key",
@@ -138,6 +139,26 @@ def passphrase_from(
             f"{PASSPHRASE_VARIABLE}",
             "key_unreadable",
         )
+
+    return passphrase
+
+
+def new_passphrase_from(
+    environment: Mapping[str, str], ask: Callable[[str], str] | None
+) -> Passphrase:
+    """Return where passphrases for new keys come from: the environment, else a person.
+
+    Args:
+        environment: with SKERRY_KEY_PASSPHRASE or not.
+        ask: asks for one, twice; None where nobody sits at a terminal.
+    """
+
+    def passphrase(what: str) -> bytes:
+        if given := environment.get(PASSPHRASE_VARIABLE):
+            return given.encode(errors="surrogateescape")
+        if ask is not None:
+            return ask(what).encode()
+        raise UsageError(f"expected passphrases from a terminal, or one in {PASSPHRASE_VARIABLE}")
 
     return passphrase
 

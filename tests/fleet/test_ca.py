@@ -154,12 +154,13 @@ def test_an_authority_that_has_expired_issues_nothing() -> None:
         assert caught.value.code == "authority_expired"
 
 
-def test_several_roots_are_named_and_the_first_counts() -> None:
+def test_several_roots_are_named_and_the_one_that_issues_comes_first() -> None:
     other = make_root(make_ec_key(), "next", NOW)
     both = Authority(ISSUING_KEY, ISSUING, ROOT + other)
+    assert Authority(ISSUING_KEY, ISSUING, other + ROOT).pem == both.pem  # the issuer comes first
     assert both.pem.encode() == ROOT + other
     assert both.fingerprint == AUTHORITY.fingerprint
     with pytest.raises(TrustError, match="root signed"):
-        Authority(ISSUING_KEY, ISSUING, other + ROOT)
+        Authority(ISSUING_KEY, ISSUING, other)
     with pytest.raises(TrustError, match="root authority"):
         Authority(ISSUING_KEY, ISSUING, b"")
