@@ -31,7 +31,7 @@ class _File(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, msgspec.Raw]
     before: dict[str, msgspec.Raw] = {}
     roots: list[msgspec.Raw] = []
-    targets: msgspec.Raw | None = None
+    targets: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # `Raw | None` reads null only
 
 
 class _Head(msgspec.Struct):
@@ -57,7 +57,7 @@ class ReleaseFile:
                 metadata={name: msgspec.Raw(data) for name, data in self.metadata.items()},
                 before={name: msgspec.Raw(data) for name, data in self.before.items()},
                 roots=[msgspec.Raw(data) for data in self.roots],
-                targets=None if self.targets is None else msgspec.Raw(self.targets),
+                targets=msgspec.UNSET if self.targets is None else msgspec.Raw(self.targets),
             )
         )
 
@@ -96,5 +96,5 @@ def read_release_file(data: bytes) -> ReleaseFile:
         metadata={name: bytes(raw) for name, raw in file.metadata.items()},
         before={name: bytes(raw) for name, raw in file.before.items()},
         roots=[bytes(raw) for raw in file.roots],
-        targets=None if file.targets is None else bytes(file.targets),
+        targets=None if file.targets is msgspec.UNSET else bytes(file.targets),
     )
