@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.ask import problem_of, tls_fault
-from agent.slots import CHUNK_BYTES, fsync_dir
+from agent.durable import fsync_dir
 from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
 from skerry.io.tls import client_context
 
 __all__ = ["Fetcher"]
 
 SMALL_BYTES: Final = 64 << 10
+CHUNK_BYTES: Final = 1 << 20
 CERTIFICATE_CODES: Final = frozenset({"certificate_missing", "certificate_refused"})
 
 
@@ -155,7 +156,7 @@ class Fetcher:
         return resumed
 
     def _copy(self, response: Any, file: Any, budget: int) -> None:
-        while chunk := response.read(min(CHUNK_BYTES, SMALL_BYTES)):
+        while chunk := response.read(SMALL_BYTES):
             if self._stopped():
                 raise UnreachableError("the download was stopped")
             budget -= len(chunk)

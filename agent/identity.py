@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.slots import fsync_dir
+from agent.durable import fsync_dir
 from skerry.canonical import from_json, to_json
 from skerry.custom import message_keys
 from skerry.enrolment import EnrolAnswer

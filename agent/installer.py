@@ -43,7 +43,7 @@ from agent.facts import (
 )
 from agent.smoke_run import smoke_run
 from agent.supervisor import Supervisor
-from agent.verify import VerifyAnswer
+from agent.verify_protocol import VerifyAnswer
 from skerry.errors import (
     FormatError,
     NotFoundError,

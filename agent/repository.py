@@ -33,7 +33,7 @@ from tuf.ngclient.updater import Updater
 
 from agent.clock import at_utc
 from agent.download import Fetcher
-from agent.slots import fsync_dir
+from agent.durable import fsync_dir
 from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError
 
 __all__ = ["LIMITS", "Carried", "Remote", "Repository", "is_root", "refusal_code"]

@@ -17,12 +17,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from agent.durable import fsync_dir
 from skerry.bundle import OciManifest, parse_oci_manifest
 from skerry.canonical import check_digest, sha256
 from skerry.errors import FormatError, NotFoundError
 from skerry.manifest import Manifest, Variant, parse_manifest
 
-__all__ = ["Slots", "fsync_dir", "hash_file", "write_whole"]
+__all__ = ["Slots", "hash_file", "write_whole"]
 
 OCI_FILE: Final = "oci.json"
 MANIFEST_FILE: Final = "manifest.json"
@@ -167,15 +168,6 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     beside.replace(path)
     fsync_dir(path.parent)
-
-
-def fsync_dir(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def hash_file(path: Path) -> str:

@@ -25,7 +25,8 @@ from agent.facts import Event, FleetTimeHeard, Refreshed, Verify
 from agent.identity import Identity
 from agent.state import Database
 from agent.threads import beside
-from agent.verify import VerifyAnswer, VerifyRequest, verify
+from agent.verify import verify
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from skerry.canonical import from_json
 from skerry.errors import NotFoundError, SkerryError, TrustError, UnreachableError
 from skerry.keys import PublicKey

@@ -20,7 +20,7 @@ from tuf.api.metadata import Targets
 
 from agent.download import Fetcher
 from agent.repository import Carried, Remote, Repository, is_root, refusal_code
-from agent.verify import MAX_REQUEST_BYTES, VerifyAnswer, VerifyRequest
+from agent.verify_protocol import MAX_REQUEST_BYTES, VerifyAnswer, VerifyRequest
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.custom import catalog_target, director_target, message_keys
 from skerry.errors import TrustError
@@ -184,7 +184,3 @@ def main() -> None:
     """Read a request from standard input, write the answer to standard output."""
     request = from_msgpack(sys.stdin.buffer.read(), VerifyRequest, limit=MAX_REQUEST_BYTES)
     sys.stdout.buffer.write(to_msgpack(verify_request(request)))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,11 +5,12 @@ inventory: platform and the vector extensions that decide whether int8 results
 agree (onnxruntime's U8S8 kernels saturate on x86 without VNNI).
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from skerry.manifest import Variant
+if TYPE_CHECKING:  # the verifier of a device knows classes of hardware, and no manifests
+    from skerry.manifest import Variant
 
 __all__ = ["ANY_CLASS", "DeviceProfile", "Inventory", "hw_class", "incompatibility"]
 
@@ -54,7 +55,7 @@ def hw_class(inventory: Inventory) -> str:
     return inventory.platform
 
 
-def incompatibility(variant: Variant, inventory: Inventory, agent: tuple[int, ...]) -> str | None:
+def incompatibility(variant: "Variant", inventory: Inventory, agent: tuple[int, ...]) -> str | None:
     """Return why a variant cannot run on a device, or None if it can."""
     mine = hw_class(inventory)
     if not any(c == ANY_CLASS or mine.startswith(c) for c in variant.hw_classes):

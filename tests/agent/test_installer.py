@@ -22,7 +22,7 @@ from agent.facts import (
     Verify,
 )
 from agent.installer import Installer
-from agent.verify import VerifyAnswer
+from agent.verify_protocol import VerifyAnswer
 from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UnreachableError
 from skerry.wire import LiveStats
 from tests.fakes.assignments import SLOT, Bench, desired, verified, want, way

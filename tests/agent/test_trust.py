@@ -15,7 +15,7 @@ from tuf.api.metadata import Metadata, Root
 import agent.trust
 from agent.download import Fetcher
 from agent.trust import _News
-from agent.verify import VerifyAnswer, VerifyRequest
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from fleet.api.problems import problems
 from fleet.device_api import add_catalog_routes
 from fleet.roles import sign

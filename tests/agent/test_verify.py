@@ -4,12 +4,15 @@ What it verifies is tested in `tests/flows/test_trust.py`.
 """
 
 import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from agent.verify import VerifyRequest, verify
+from agent.verify import verify
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
+from skerry.canonical import from_msgpack, to_msgpack
 from skerry.errors import SkerryError, UnreachableError
 
 
@@ -51,3 +54,31 @@ async def test_a_child_without_an_answer_is_an_error(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", other)
     with pytest.raises(error):
         await verify(request(tmp_path), 1.0)
+
+
+async def test_the_child_has_ended_when_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its memory is given back; of two at a time, each has its own."""
+    start, children = asyncio.create_subprocess_exec, []
+
+    async def noted(*command: str, **pipes: int) -> asyncio.subprocess.Process:
+        children.append(await start(*command, **pipes))
+        return children[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    await asyncio.gather(verify(request(tmp_path), 30.0), verify(request(tmp_path), 30.0))
+    assert [child.returncode for child in children] == [0, 0]
+    assert not any(Path(f"/proc/{child.pid}").exists() for child in children)
+
+
+def test_the_child_loads_nothing_that_verifies_nothing(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "agent.verifier_child"],
+        input=to_msgpack(request(tmp_path)), capture_output=True, check=True,
+    )  # fmt: skip
+    assert from_msgpack(child.stdout, VerifyAnswer).code == "metadata_invalid"
+    loaded = {line.rpartition("|")[2].strip() for line in child.stderr.decode().splitlines()}
+    assert "tuf.ngclient.updater" in loaded
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & {"asyncio", "boto3", "numpy", "pkcs11", "urllib3"}

@@ -14,7 +14,7 @@ from agent.facts import Stage, Staged
 from agent.identity import Identity, Record
 from agent.state import Database
 from agent.verifier import verify_request
-from agent.verify import VerifyAnswer, VerifyRequest
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from skerry.errors import NotFoundError
 from skerry.keys import Signer
 from skerry.profile import Inventory, hw_class

@@ -15,7 +15,7 @@ from securesystemslib.signer import Signer as TufSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Targets
 
 from agent.verifier import verify_request
-from agent.verify import VerifyAnswer, VerifyRequest
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from compiler.sign import add_release, release_of
 from fleet.api.problems import problems
 from fleet.ceremony import perform

@@ -20,7 +20,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from agent.verifier import verify_request
-from agent.verify import VerifyAnswer, VerifyRequest
+from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from fleet.api.problems import problems
 from fleet.device_api import add_catalog_routes
 from fleet.director import Director, assign
