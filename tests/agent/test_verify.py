@@ -80,5 +80,5 @@ def test_the_child_loads_nothing_that_verifies_nothing(tmp_path: Path) -> None:
     assert from_msgpack(child.stdout, VerifyAnswer).code == "metadata_invalid"
     loaded = {line.rpartition("|")[2].strip() for line in child.stderr.decode().splitlines()}
     assert "tuf.ngclient.updater" in loaded
-    tops = {name.partition(".")[0] for name in loaded}
-    assert not tops & {"asyncio", "boto3", "numpy", "pkcs11", "urllib3"}
+    unused = ("asyncio.", "asn1crypto.", "numpy.", "onnx.", "pkcs11.", "urllib3.")
+    assert [name for name in loaded if name.startswith(unused)] == []

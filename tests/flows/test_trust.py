@@ -25,6 +25,7 @@ from fleet.api.problems import problems
 from fleet.device_api import add_catalog_routes
 from fleet.director import Director, assign
 from skerry.errors import TrustError
+from skerry.holding import Holding
 from skerry.keys import Signer
 from skerry.trust import (
     CatalogTarget,
@@ -250,7 +251,7 @@ async def test_unsigned_altered_and_foreign_metadata_are_refused(site: Site) -> 
 def foreign(site: Site) -> Director:
     """Return a director that signs with a key of its own, and says so in no root."""
     director = Director(site.trusted.data / "tuf" / "director", site.trusted.keys)
-    director._signer = Signer.generate()
+    director._keys = dataclasses.replace(site.trusted.keys, director=Signer.generate())
     return director
 
 
@@ -295,7 +296,7 @@ async def test_a_publisher_outside_of_its_path_is_not_believed(site: Site) -> No
     metadata.sign(CryptoSigner(site.trusted.publisher("globex").private_key))
     catalog = site.trusted.catalog
     (site.trusted.data / "tuf" / "catalog" / "1.globex.json").write_bytes(metadata.to_bytes())
-    catalog._publishers["globex"] = metadata
+    catalog._publishers["globex"] = Holding("globex", {"globex": metadata})
     catalog.renew(NOW)
     wanted = msgspec.structs.replace(site.order(release), path=stolen)
     assert await site.refusal(site.signed(wanted), stolen) == "not_in_catalog"
