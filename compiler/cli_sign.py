@@ -162,8 +162,7 @@ def _shown(reviewed: Review, bundle: Bundle) -> list[str]:
         lines.append(f"besides    {reviewed.renewed} bins are signed anew, unchanged")
     else:
         lines.append("besides    nothing changes")
-    signers = ", ".join(keyid[:16] for keyid in sorted(reviewed.signers))
-    lines.append(f"signed by  {signers}")
+    lines.append(f"signed by  {', '.join(reviewed.signer_ids)}")
     return lines
 
 

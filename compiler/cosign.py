@@ -27,6 +27,7 @@ from skerry.bundle import Bundle
 from skerry.errors import TrustError, UsageError
 from skerry.holding import Delegation, Holding
 from skerry.io.signers import add_signature as append_signature
+from skerry.io.signers import key_id_of
 from skerry.publishing import check_release
 from skerry.release_file import ReleaseFile
 from skerry.trust import CatalogTarget
@@ -47,6 +48,12 @@ class Review:
     moved: int  # releases that move into bins
     renewed: int  # bins signed anew as they are
     version: int
+
+    @property
+    def signer_ids(self) -> list[str]:
+        """Who signed all of them, by the ids that people compare."""
+        keys = _believed(self.trust).keys
+        return sorted(key_id_of(keys[keyid]) for keyid in self.signers)
 
     @property
     def threshold(self) -> int | None:

@@ -30,7 +30,7 @@ from skerry.canonical import sha256
 from skerry.custom import catalog_custom
 from skerry.errors import ConflictError, FormatError, TrustError, UsageError
 from skerry.holding import SPLIT_ABOVE, Delegation, Holding, signed_by
-from skerry.io.signers import add_signature
+from skerry.io.signers import add_signature, key_id_of
 from skerry.keys import Signer
 from skerry.profile import ANY_CLASS
 from skerry.trust import CatalogTarget, parse_target, target_path
@@ -241,9 +241,9 @@ def check_own(publisher: str, key: Key, trust: Trust) -> None:
         TrustError: code ``unknown_key``.
     """
     if trust.delegation is not None and key.keyid not in trust.delegation.keys:
-        names = ", ".join(keyid[:16] for keyid in trust.delegation.keys)
+        names = ", ".join(map(key_id_of, trust.delegation.keys.values()))
         raise TrustError(
-            f"expected one of {publisher}'s keys ({names}), got {key.keyid[:16]}", "unknown_key"
+            f"expected one of {publisher}'s keys ({names}), got {key_id_of(key)}", "unknown_key"
         )
 
 
@@ -340,9 +340,11 @@ def verify_signature(metadata: Metadata[Targets], keys: Mapping[str, Key]) -> No
     """
     if signed_by(metadata, keys):
         return
-    wanted = ", ".join(keyid[:16] for keyid in keys) or "nobody knows which"
-    got = ", ".join(keyid[:16] for keyid in metadata.signatures) or "none"
-    raise TrustError(f"expected metadata signed by key {wanted}; it carries signatures of {got}")
+    wanted = ", ".join(map(key_id_of, keys.values())) or "nobody knows which"
+    raise TrustError(
+        f"expected metadata signed by key {wanted}; it carries {len(metadata.signatures)} "
+        "signatures, none of them good by that key"
+    )
 
 
 def next_release(release: Release, known: Mapping[str, CatalogTarget]) -> CatalogTarget:

@@ -121,14 +121,18 @@ def public_key(key: object, where: str) -> SSlibKey:
 def key_id_of(key: Key) -> str:
     """Return 16 hex digits for people to compare, as `skerry.keys` has them for Ed25519.
 
-    The start of the sha256 of the raw key, or, for ECDSA, of its DER (SubjectPublicKeyInfo).
+    The start of the sha256 of the raw key, or, for ECDSA, of its DER (SubjectPublicKeyInfo). A key
+    that cannot be read, in metadata that somebody else wrote, is called by the id that it has there.
     """
-    public = key.keyval["public"]
-    if key.keytype == "ed25519":
-        return PublicKey(bytes.fromhex(public)).key_id
-    der = load_pem_public_key(public.encode()).public_bytes(
-        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    )
+    try:
+        public = key.keyval["public"]
+        if key.keytype == "ed25519":
+            return PublicKey(bytes.fromhex(public)).key_id
+        der = load_pem_public_key(public.encode()).public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm):
+        return key.keyid[:KEY_ID_HEX]
     return sha256(der).hexdigest()[:KEY_ID_HEX]
 
 
@@ -152,7 +156,7 @@ def checked(key: SSlibKey, payload: bytes, signature: bytes, whose: str) -> Sign
         key.verify_signature(made, payload)
     except (UnverifiedSignatureError, VerificationError):
         raise TrustError(
-            f"expected a signature by key {key.keyid[:16]} from {whose}, got {len(signature)} bytes "
+            f"expected a signature by key {key_id_of(key)} from {whose}, got {len(signature)} bytes "
             "that are none; check that the public key is the one of this private key"
         ) from None
     return made

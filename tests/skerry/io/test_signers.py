@@ -294,6 +294,14 @@ def test_key_ids_are_those_that_people_have_compared_before() -> None:
     assert key_id_of(public_key(key, "")) == hashlib.sha256(der).hexdigest()[:16]
 
 
+@pytest.mark.parametrize(
+    ("keytype", "public"),
+    [("ed25519", "no hex"), ("ecdsa", "no PEM"), ("ecdsa", "\ud800"), ("x", "")],
+)
+def test_a_key_that_cannot_be_read_is_called_by_its_own_id(keytype: str, public: str) -> None:
+    assert key_id_of(SSlibKey("ab" * 32, keytype, "any", {"public": public})) == "ab" * 8
+
+
 def test_a_passphrase_comes_from_the_file_then_the_environment_then_a_person(
     tmp_path: Path,
 ) -> None:
