@@ -28,7 +28,7 @@ def broker_config(kind: str, data: Path, out: Path | None, as_json: bool) -> Non
 
     nats is what the fleet starts its own broker with. mosquitto is for a broker of yours: with
     its certificate, its access rules and the list of what was revoked; write it again and send
-    Mosquitto a SIGHUP whenever a device is rejected or decommissioned.
+    Mosquitto a SIGHUP whenever a device is rejected, decommissioned or shut out.
     """
     from fleet.config import load_config
 

@@ -3,6 +3,7 @@
 import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from fleet.api.app import make_app
 from fleet.api.auth import COOKIE
+from skerry.states import DeviceState
 from tests.fakes.backend import BUNDLE, HOSTILE, TOKEN, seed
 
 Client = TestClient[Any, Any]
@@ -207,6 +209,23 @@ async def test_pages_escape_what_others_wrote_and_run_no_foreign_script(
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+
+
+async def test_a_device_that_is_shut_out_shows_why(tmp_path: Path) -> None:
+    backend = seed(tmp_path)
+    devices = backend.store.devices
+    accepted, pending = DeviceState.ACCEPTED, DeviceState.PENDING
+    why = f"two machines with one identity: {HOSTILE}"
+    assert devices.move("harbour-02", accepted, pending, datetime.now(UTC), reason=why)
+    async with TestClient(TestServer(make_app(backend))) as client:
+        first, second = (await get(client, "/api/v1/devices"))["items"]
+        assert (first["state_reason"], second["state_reason"]) == ("", why)
+        await sign_in(client)
+        page = await (await client.get("/devices")).text()
+    backend.store.close()
+    assert page.count("Two machines with one identity: &lt;script&gt;") == 1
+    assert "skerry devices preauthorize harbour-02 --again" in page
+    assert HOSTILE not in page
 
 
 async def test_pages_say_what_stands(client: Client) -> None:
