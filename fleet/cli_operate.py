@@ -297,7 +297,8 @@ _move("decommission", "decommissioned", "Retire a device for good.")
 
 def _presence(device: Any) -> str:
     silent = device["state"] == "accepted" and not device["connected"]
-    return f"{device['state']}, silent" if silent else str(device["state"])
+    words = [device["state"], "silent" if silent else "", device["trust"]]
+    return ", ".join(word for word in words if word)
 
 
 def _pair(tag: str) -> tuple[str, str]:

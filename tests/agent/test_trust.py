@@ -20,8 +20,18 @@ from fleet.api.problems import problems
 from fleet.device_api import add_catalog_routes
 from fleet.roles import sign
 from skerry.canonical import from_msgpack, to_msgpack
+from skerry.wire import Ack, Hello, open_up
 from tests.attacks.device import verify_here
-from tests.attacks.harness import NEW, OLD, Site, committed, director_targets, open_site, refused
+from tests.attacks.harness import (
+    DEVICE,
+    NEW,
+    OLD,
+    Site,
+    committed,
+    director_targets,
+    open_site,
+    refused,
+)
 from tests.fakes.trusted import TrustedFleet, make_bundle, make_fleet
 
 MAX_BYTES = 700  # of a no-change check, before TLS
@@ -181,6 +191,31 @@ async def test_a_key_that_nobody_named_costs_one_request_a_minute(
     trust.doubt()
     await trust.look(ask=False)
     assert len(site.requests) == asked + 2
+
+
+def hellos(site: Site) -> list[Hello]:
+    """What the device said when it connected, and since."""
+    said = [data for topic, data in site.device.link.said if topic.endswith("/hello")]
+    opened = [open_up(data, site.device.signer.public, device=DEVICE)[1] for data in said]
+    return [body for body in opened if isinstance(body, Hello)]
+
+
+async def test_hello_is_said_again_until_it_is_answered_and_twice_a_day(site: Site) -> None:
+    control = site.device.control
+    control._connected()
+    control._tick()
+    assert len(hellos(site)) == 1
+    site.wait(timedelta(seconds=61))
+    control._tick()
+    first, second = hellos(site)
+    assert (first.nonce != second.nonce, second.again) == (True, False)
+    site.device.hear(site.seal("ack", Ack(now=site.now.timestamp(), nonce=second.nonce)))
+    site.wait(timedelta(hours=11))
+    control._tick()
+    assert len(hellos(site)) == 2
+    site.wait(timedelta(hours=2))
+    control._tick()
+    assert [hello.again for hello in hellos(site)] == [False, False, True]
 
 
 # --- roots -------------------------------------------------------------------------------------------
