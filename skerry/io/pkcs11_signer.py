@@ -313,6 +313,6 @@ def _said(error: Exception) -> str:
 
 
 def _listed(names: Iterator[str]) -> str:
-    known = list(names)
+    known = sorted(names)  # a token lists its objects in any order
     more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
     return ", ".join(known[:MAX_LISTED]) + more or "none"

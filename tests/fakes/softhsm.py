@@ -16,7 +16,12 @@ from pkcs11.util.ec import encode_named_curve_parameters
 from skerry.io.pkcs11_signer import MODULE_VARIABLE
 from tests.fakes.programs import find_program
 
-MODULES = tuple(Path("/usr/lib").glob("**/softhsm/libsofthsm2.so"))
+MODULES = tuple(
+    path
+    for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+    for pattern in ("softhsm/libsofthsm2.so", "*/softhsm/libsofthsm2.so")
+    for path in sorted(Path(place).glob(pattern))
+)
 CONFIGURED = "SOFTHSM2_CONF"
 PIN = b"4321-pin"
 SO_PIN = "8765-officer"
