@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -340,7 +341,8 @@ def test_row_34_two_real_agents_with_one_identity(tmp_path: Path) -> None:
 
         for _ in range(3):  # restarts of one machine, each heard of at length
             agents.append(Agent(state))
-            until("a sign of life", lambda: shown()["connected"], 20.0)
+            at_length = time.time() + 2.0
+            until("signs of life", lambda at=at_length: (shown()["last_seen"] or 0) > at, 20.0)
             agents.pop().end()
         assert (shown()["state"], shown()["state_reason"]) == ("accepted", "")
         agents += [Agent(state), Agent(copy)]
