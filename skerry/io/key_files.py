@@ -26,6 +26,7 @@ from skerry.keys import KEY_ID_HEX, PublicKey
 
 __all__ = [
     "Passphrase",
+    "TokenName",
     "checked",
     "is_public",
     "key_id_of",
@@ -38,8 +39,14 @@ __all__ = [
 
 MAX_PEM_BYTES: Final = 64 * 1024
 
-# Given what the secret opens, as a person would call it: "keys/root-1.pem", "token acme".
+# Given what the secret opens, as a person would call it: "keys/root-1.pem", or a `TokenName`.
 Passphrase = Callable[[str], bytes]
+
+
+class TokenName(str):
+    """What a PIN opens, such as "token acme": another secret than a file's, and dear to try."""
+
+    __slots__ = ()
 
 
 def open_pem(path: Path, passphrase: Passphrase) -> Signer:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from securesystemslib.signer import Key, SecretsHandler, Signature, Signer, SSlibKey
 
 from skerry.errors import NotFoundError, SkerryError, TrustError, UnreachableError, UsageError
-from skerry.io.key_files import Passphrase, checked, public_key
+from skerry.io.key_files import Passphrase, TokenName, checked, public_key
 from skerry.pkcs11_uri import KeyUri, parse_key_uri
 
 try:
@@ -112,7 +112,7 @@ def open_pkcs11(spec: str, passphrase: Passphrase) -> Pkcs11Signer:
     Args:
         spec: `pkcs11:token=NAME;object=NAME`, with `?module-path=FILE` unless SKERRY_PKCS11_MODULE
             names the module.
-        passphrase: returns the PIN, given the token's name; asked once the token was found.
+        passphrase: returns the PIN, given the `TokenName`; asked once the token was found.
 
     Raises:
         UsageError: a wrong URI, no module, or several tokens or keys that it fits.
@@ -255,7 +255,7 @@ def _pin(token: "Token", passphrase: Passphrase) -> str:
         raise _locked(token.label)
     last = " (one try left before it locks)" if token.flags & TokenFlag.USER_PIN_FINAL_TRY else ""
     try:
-        pin = passphrase(f"token {token.label}{last}").decode()
+        pin = passphrase(TokenName(f"token {token.label}{last}")).decode()
     except UnicodeDecodeError:
         pin = ""
     if not pin:  # an empty one would count as a try

@@ -22,6 +22,7 @@ from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
 from skerry.io.exec_signer import open_exec
 from skerry.io.key_files import (
     Passphrase,
+    TokenName,
     is_public,
     key_id_of,
     open_pem,
@@ -35,7 +36,9 @@ __all__ = [
     "KEY_HELP",
     "PASSPHRASE_HELP",
     "PASSPHRASE_VARIABLE",
+    "PIN_VARIABLE",
     "Passphrase",
+    "TokenName",
     "add_signature",
     "key_id_of",
     "new_passphrase_from",
@@ -50,7 +53,10 @@ __all__ = [
 FORMS: Final = "a PEM file, pkcs11:token=NAME;object=NAME, or exec:COMMAND?public=FILE"
 KEY_HELP: Final = f"The private key: {FORMS}."
 PASSPHRASE_VARIABLE: Final = "SKERRY_KEY_PASSPHRASE"  # noqa: S105 - the variable's name
-PASSPHRASE_HELP: Final = f"File with the key's passphrase or PIN (or ${PASSPHRASE_VARIABLE})."
+PIN_VARIABLE: Final = "SKERRY_KEY_PIN"
+PASSPHRASE_HELP: Final = (
+    f"File with the key's passphrase or PIN (or ${PASSPHRASE_VARIABLE}, ${PIN_VARIABLE})."
+)
 MAX_PASSPHRASE_BYTES: Final = 4096
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -123,20 +129,23 @@ def passphrase_from(
 
     Args:
         file: holds one for every key; line ends after it do not count.
-        environment: with SKERRY_KEY_PASSPHRASE or not.
+        environment: SKERRY_KEY_PASSPHRASE opens files, SKERRY_KEY_PIN tokens: a token that locks
+            after three tries must not be tried with what opens the fleet's own keys.
         ask: shows what a secret opens and returns it; None where nobody sits at a terminal.
     """
 
     def passphrase(what: str) -> bytes:
         if file is not None:
             return _secret_in(file)
-        if given := environment.get(PASSPHRASE_VARIABLE):
+        is_pin = isinstance(what, TokenName)
+        variable = PIN_VARIABLE if is_pin else PASSPHRASE_VARIABLE
+        if given := environment.get(variable):
             return given.encode(errors="surrogateescape")
         if ask is not None:
             return ask(what).encode()
         raise TrustError(
-            f"expected the passphrase or PIN of {what}; give --passphrase-file, or set "
-            f"{PASSPHRASE_VARIABLE}",
+            f"expected the {'PIN' if is_pin else 'passphrase'} of {what}; give --passphrase-file, or "
+            f"set {variable}",
             "key_unreadable",
         )
 

@@ -233,16 +233,14 @@ def test_a_release_is_signed_and_verified_with_a_key_in_any_form(
             out, public = tmp_path / f"{name}.json", tmp_path / f"{name}.pub"
             done = run(
                 cli_sign.sign, bundle, "--publisher", "acme", "--key", spec, "--out", out,
-                SKERRY_KEY_PASSPHRASE=PIN.decode(),
+                SKERRY_KEY_PIN=PIN.decode(),
             )  # fmt: skip
             assert done.exit_code == 0, done.stderr
             public.write_bytes(public_pem(read_key(spec, lambda _: PIN)))
             checked = ("--publisher", "acme", "--metadata", out, "--key")
             done = run(cli_release.verify, bundle, *checked, public)
             assert done.exit_code == 0, done.stderr
-            done = run(
-                cli_release.verify, bundle, *checked, spec, SKERRY_KEY_PASSPHRASE=PIN.decode()
-            )
+            done = run(cli_release.verify, bundle, *checked, spec, SKERRY_KEY_PIN=PIN.decode())
             assert done.exit_code == 0, done.stderr
         failing = command_for(
             tmp_path / "f", ec.generate_private_key(ec.SECP256R1()), "sys.exit('no')"

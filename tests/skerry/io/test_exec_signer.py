@@ -180,13 +180,14 @@ def test_it_gets_the_environment_without_our_secrets(
 ) -> None:
     monkeypatch.setenv("SKERRY_KEY_PASSPHRASE", "secret-1")
     monkeypatch.setenv("SKERRY_TOKEN", "secret-2")
+    monkeypatch.setenv("SKERRY_KEY_PIN", "secret-3")
     monkeypatch.setenv("KMS_REGION", "north")
     code = "import os, sys; sys.exit(' '.join(os.environ.values()).replace('\\n', ' ')[-100000:])"
     with pytest.raises(TrustError) as refused:
         open_signer(script(code, public), never).sign(b"message")
     assert "secret" not in str(refused.value)
     code = "import os, sys; sys.exit(os.environ['KMS_REGION'] + str(len(os.environ)))"
-    with pytest.raises(TrustError, match=f"north{len(os.environ) - 2}"):
+    with pytest.raises(TrustError, match=f"north{len(os.environ) - 3}"):
         open_signer(script(code, public), never).sign(b"message")
 
 

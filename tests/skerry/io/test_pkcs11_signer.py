@@ -12,7 +12,7 @@ from securesystemslib.signer import SSlibKey
 from skerry.errors import NotFoundError, SkerryError, TrustError, UnreachableError, UsageError
 from skerry.io import pkcs11_signer
 from skerry.io.pkcs11_signer import MODULE_VARIABLE, Pkcs11Signer
-from skerry.io.signers import open_signer, public_pem, read_public
+from skerry.io.signers import TokenName, open_signer, public_pem, read_public
 from tests.fakes.softhsm import ED25519, PIN, SoftHsm, softhsm
 
 pytestmark = pytest.mark.softhsm
@@ -78,6 +78,7 @@ def test_a_key_on_a_token_signs(hsm: SoftHsm, name: str, scheme: str) -> None:
     for message in (b"", b"message", bytes(100_000)):
         key.verify_signature(signer.sign(message), message)
     assert asked.names == ["token acme"]  # once, and in words for a prompt
+    assert isinstance(asked.names[0], TokenName)
 
 
 def test_the_public_half_can_be_kept_in_a_file(hsm: SoftHsm, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Targets
 
 from skerry.errors import NotFoundError, SkerryError, TrustError, UsageError
 from skerry.io.signers import (
+    TokenName,
     add_signature,
     key_id_of,
     open_signer,
@@ -320,6 +321,16 @@ def test_a_passphrase_comes_from_the_file_then_the_environment_then_a_person(
     assert passphrase_from(None, {}, ask)("token acme") == "from a person é".encode()
     assert passphrase_from(None, {"SKERRY_KEY_PASSPHRASE": ""}, ask)("key")
     assert asked == ["token acme", "key"]
+
+
+def test_what_opens_files_is_not_tried_on_a_token_nor_a_pin_on_files() -> None:
+    both = {"SKERRY_KEY_PASSPHRASE": "phrase", "SKERRY_KEY_PIN": "1234"}
+    passphrase = passphrase_from(None, both, None)
+    assert passphrase("token acme") == b"phrase"  # a file of that name
+    assert passphrase(TokenName("token acme")) == b"1234"
+    only_phrase = passphrase_from(None, {"SKERRY_KEY_PASSPHRASE": "phrase"}, None)
+    with pytest.raises(TrustError, match=r"PIN of token acme.*SKERRY_KEY_PIN"):
+        only_phrase(TokenName("token acme"))
 
 
 def test_where_nobody_can_be_asked_it_says_what_to_give(tmp_path: Path) -> None:
