@@ -15,24 +15,29 @@ from tuf.api.metadata import Metadata, Root
 import agent.trust
 from agent.download import Fetcher
 from agent.trust import _News
+from agent.verifier import verify_request
 from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from fleet.api.problems import problems
 from fleet.device_api import add_catalog_routes
+from fleet.director import assign
 from fleet.roles import sign
 from skerry.canonical import from_msgpack, to_msgpack
+from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
+from skerry.keys import Signer
+from skerry.trust import SignedTime
 from skerry.wire import Ack, Hello, open_up
-from tests.attacks.device import verify_here
+from tests.attacks.device import Network, verify_here
 from tests.attacks.harness import (
     DEVICE,
     NEW,
     OLD,
     Site,
     committed,
-    director_targets,
     open_site,
     refused,
 )
-from tests.fakes.trusted import TrustedFleet, make_bundle, make_fleet
+from tests.fakes.http_files import FileServer
+from tests.fakes.trusted import NOW, PHRASE, TrustedFleet, make_bundle, make_fleet
 
 MAX_BYTES = 700  # of a no-change check, before TLS
 
@@ -110,6 +115,8 @@ async def no_change(trusted: TrustedFleet, verified: Path) -> tuple[int, bool]:
         cost = wire.bytes
         trusted.publish(make_bundle("9.0.0"))
         found = await asyncio.to_thread(news.any)
+        # as long as it is not verified it stays news
+        assert await asyncio.to_thread(news.any) is found
         await wire.close()
         return cost, found
 
@@ -243,6 +250,45 @@ async def test_more_roots_than_a_message_carries_are_fetched(site: Site) -> None
     assert site.device.floor.metadata["director/root"] == 13
 
 
+@pytest.mark.parametrize(
+    ("root_floor", "code"),
+    [(1, ""), (2, "root_expired")],
+    ids=["a newer root", "the same root"],
+)
+def test_roots_come_before_the_time(tmp_path: Path, root_floor: int, code: str) -> None:
+    """A time far ahead, by a key that the root no longer names, is void only if the root is newer."""
+    trusted = make_fleet(tmp_path / "fleet")
+    root = Metadata[Root].from_bytes(trusted.director.root).signed
+    root.version = 2
+    root.unrecognized_fields[MESSAGE_KEYS_FIELD] = message_keys_field([Signer.generate().public])
+    holders = [
+        Signer.from_pem((trusted.out / f"root-{n}.pem").read_bytes(), PHRASE) for n in (1, 2)
+    ]
+    order = assign(
+        trusted.publish(make_bundle()).target, device=DEVICE, slot="reader", rollout="r",
+        assignment_id="a",
+    )  # fmt: skip
+    signed = trusted.director.sign(DEVICE, [order], version=1, now=NOW)
+    with FileServer() as server:
+        server.files = Network(trusted)
+        answer = verify_request(
+            VerifyRequest(
+                target=order.path,
+                director=signed | {"2.root.json": sign(root, holders)},
+                catalog_url=f"{server.url}/tuf/catalog/metadata",
+                catalog_root=trusted.catalog.root,
+                director_root=trusted.director.root,
+                directory=str(tmp_path / "tuf"),
+                now=NOW.timestamp(),
+                timeout_s=5.0,
+                signed=[SignedTime(4_070_908_800.0, trusted.keys.message.key_id)],
+                root_floor=root_floor,
+            )
+        )
+    assert answer.code == code
+    assert answer.metadata["director/root"] == 2
+
+
 async def test_an_expired_root_is_named(site: Site) -> None:
     release = site.publish()
     site.wait(timedelta(days=366))
@@ -318,12 +364,23 @@ def test_a_full_disk_is_told_from_a_refusal(tmp_path: Path) -> None:
     assert str(tmp_path / "tuf") in answer.message
 
 
-async def test_a_stale_directors_word_is_not_taken_for_another(site: Site) -> None:
-    """Two verifications never share python-tuf's folder."""
-    releases = [site.publish(f"1.{n}.0") for n in (1, 2)]
-    order = site.order(releases[0])
-    site.device.hear(site.desired(site.director_signs(director_targets(order)), order))
-    looked = asyncio.create_task(site.device.control._trust.refresh())
-    assert await site.device.outcome(order.nonce) == committed("1.1.0")
-    await looked
-    assert site.device.control._trust.code == ""
+async def test_verifications_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has python-tuf's folder for itself."""
+    at_once: list[int] = [0]
+    under_way = 0
+
+    async def noted(request: VerifyRequest, timeout_s: float) -> VerifyAnswer:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        await asyncio.sleep(0.02)
+        answer = await verify_here(request, timeout_s)
+        under_way -= 1
+        return answer
+
+    monkeypatch.setattr(agent.trust, "verify", noted)
+    order = site.order(site.publish())
+    site.device.hear(site.desired(site.signed(order), order))
+    await asyncio.gather(*(site.device.control._trust.refresh() for _ in range(3)))
+    assert await site.device.outcome(order.nonce) == committed(NEW)
+    assert (len(at_once), max(at_once)) == (5, 1)
