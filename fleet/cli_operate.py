@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from fleet.client import FleetClient, quoted
+from fleet.client import quoted
 from fleet.command import (
     PATH,
     Group,
@@ -201,8 +201,7 @@ def _took(assignment: Any) -> str:
 
 
 def _state(found: Any) -> str:
-    reason = found["pause_reason"]
-    return f"{found['state']} ({reason})" if reason else str(found["state"])
+    return f"{found['state']}" + (f" ({found['pause_reason']})" if found["pause_reason"] else "")
 
 
 def _stage(stage: Any) -> str:
@@ -397,6 +396,5 @@ def policy_set(
     changed = {name: value for name, value in given.items() if value is not None}
     if not changed:
         raise UsageError("expected something to set: --window-s, --records or --sample-rate")
-    fleet: FleetClient = client(url, token_file)
-    done = fleet.put("/policy", changed)
+    done = client(url, token_file).put("/policy", changed)
     print_json(done) if as_json else click.echo(f"version {done['version']}")
