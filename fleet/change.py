@@ -15,7 +15,7 @@ Source: TUF specification 1.0, section 6.1 (key management).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from securesystemslib.signer import Key
@@ -34,7 +34,6 @@ from fleet.offline import (
 )
 from fleet.roles import parse
 from skerry.canonical import from_json, to_json
-from skerry.custom import message_keys
 from skerry.errors import ConflictError, FormatError, NotFoundError, RefusedError, TrustError
 from skerry.io.signers import add_signature, key_id_of
 from skerry.keys import PublicKey
@@ -50,11 +49,13 @@ __all__ = [
     "approve",
     "check_complete",
     "check_follows",
-    "describe",
+    "document_of",
     "dump",
     "owed",
     "propose",
     "read_change",
+    "root_of",
+    "targets_of",
     "write_change",
 ]
 
@@ -85,9 +86,9 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """Signatures that a document needs from one group of keys."""
+    """Signatures that documents need from one group of keys."""
 
-    document: str
+    documents: tuple[str, ...]
     group: str  # whose keys, for people
     threshold: int
     signed: tuple[str, ...]  # names of keys
@@ -97,6 +98,10 @@ class Quorum:
     def lacks(self) -> int:
         """So many signatures are still needed."""
         return max(0, self.threshold - len(self.signed))
+
+    def __str__(self) -> str:
+        signed = f" ({', '.join(self.signed)})" if self.signed else ""
+        return f"{len(self.signed)} of {self.threshold} signatures by {self.group}{signed}"
 
 
 def propose(
@@ -118,8 +123,8 @@ def propose(
     Raises:
         NotFoundError: a key or publisher of that name does not exist.
     """
-    catalog, director = _root(standing, CATALOG_ROOT), _root(standing, DIRECTOR_ROOT)
-    before = _targets(standing)
+    catalog, director = root_of(standing, CATALOG_ROOT), root_of(standing, DIRECTOR_ROOT)
+    before = targets_of(standing)
     roots, publishers = root_keys(catalog), publishers_of(before)
     _check_names(wishes, roots, publishers)
     after = [wishes.keys.get(name, key) for name, key in roots.items()]
@@ -157,7 +162,7 @@ def approve(change: Change, signer: MetadataSigner) -> Change:
         )
     wanted = dict(change.wanted)
     for name in asked:
-        metadata = _document(wanted, name)
+        metadata = document_of(wanted, name)
         if keyid not in metadata.signatures:
             add_signature(metadata, signer, append=True)
             wanted[name] = dump(metadata)
@@ -167,11 +172,14 @@ def approve(change: Change, signer: MetadataSigner) -> Change:
 
 
 def owed(change: Change) -> list[Quorum]:
-    """Return every signature that the change needs, given and missing."""
+    """Return every signature that the change needs, given and missing, by whose they are."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for name in change.wanted:
+        for group, delegator in _delegators(change, name):
+            found.setdefault((group, *_signers(change, name, delegator)), []).append(name)
     return [
-        _quorum(change, name, group, delegator)
-        for name in change.wanted
-        for group, delegator in _delegators(change, name)
+        Quorum(tuple(names), group, threshold, signed, missing)
+        for (group, threshold, signed, missing), names in found.items()
     ]
 
 
@@ -183,16 +191,12 @@ def check_complete(change: Change, now: datetime) -> None:
     """
     short = [quorum for quorum in owed(change) if quorum.lacks]
     if short:
-        told = "; ".join(
-            f"{q.document}: {len(q.signed)} of {q.threshold} signatures by {q.group}, "
-            f"next: one of {', '.join(q.missing)}"
-            for q in short
-        )
+        told = "; ".join(f"{quorum}, next: one of {', '.join(quorum.missing)}" for quorum in short)
         raise TrustError(
-            f"expected a change that enough people have approved; {told}", "too_few_signatures"
+            f"expected a change that enough people have approved, got {told}", "too_few_signatures"
         )
     for name in change.wanted:
-        expires = _document(change.wanted, name).signed.expires
+        expires = document_of(change.wanted, name).signed.expires
         if expires <= now:
             raise TrustError(
                 f"the change's {name} expired on {expires:%Y-%m-%d}; begin it again",
@@ -219,29 +223,6 @@ def check_follows(change: Change, fleet_id: str, standing: Mapping[str, bytes]) 
             )
 
 
-def describe(change: Change) -> list[str]:
-    """Return in plain words what a change does, read from its documents alone."""
-    said: list[str] = []
-    if CATALOG_ROOT in change.wanted or DIRECTOR_ROOT in change.wanted:
-        name = CATALOG_ROOT if CATALOG_ROOT in change.wanted else DIRECTOR_ROOT
-        old, new = _root(change.standing, name), _root(change.wanted, name)
-        said += _compare("root key", root_keys(old), root_keys(new))
-    for name in (CATALOG_ROOT, DIRECTOR_ROOT):
-        if name in change.wanted:
-            said += _online(name, _root(change.standing, name), _root(change.wanted, name))
-    if PUBLISHERS in change.wanted:
-        said += _publisher_changes(
-            publishers_of(_targets(change.standing)), publishers_of(_targets(change.wanted))
-        )
-    for name in change.wanted:
-        was, is_ = _document(change.standing, name).signed, _document(change.wanted, name).signed
-        said.append(
-            f"{name}: version {was.version} -> {is_.version}, "
-            f"good until {is_.expires:%Y-%m-%d} (was {was.expires:%Y-%m-%d})"
-        )
-    return said
-
-
 def read_change(data: bytes) -> Change:
     """Read a change file.
 
@@ -255,7 +236,7 @@ def read_change(data: bytes) -> Change:
             raise FormatError("it does not hold the documents of a change")
         for documents in (change.standing, change.wanted):
             for name in documents:
-                _document(documents, name)
+                document_of(documents, name)
         for name in change.wanted:
             _delegators(change, name)
     except (FormatError, KeyError, ValueError) as error:
@@ -283,11 +264,14 @@ def _delegators(change: Change, name: str) -> list[tuple[str, Root]]:
     """Return the roots by whose keys a document must be signed, and what people call each."""
     if name == PUBLISHERS:
         roots = change.wanted if CATALOG_ROOT in change.wanted else change.standing
-        return [("the root keys", _root(roots, CATALOG_ROOT))]
-    old, new = _root(change.standing, name), _root(change.wanted, name)
+        new = root_of(roots, CATALOG_ROOT)
+        old = root_of(change.standing, CATALOG_ROOT)
+    else:
+        old, new = root_of(change.standing, name), root_of(change.wanted, name)
     if set(old.roles[Root.type].keyids) == set(new.roles[Root.type].keyids):
         return [("the root keys", old)]
-    return [("the present root keys", old), ("the new root keys", new)]
+    after = [("the new root keys", new)]
+    return after if name == PUBLISHERS else [("the present root keys", old), *after]
 
 
 def _counting(change: Change, name: str) -> set[str]:
@@ -295,27 +279,44 @@ def _counting(change: Change, name: str) -> set[str]:
     return {keyid for _, root in _delegators(change, name) for keyid in root.roles[role].keyids}
 
 
-def _quorum(change: Change, name: str, group: str, delegator: Root) -> Quorum:
-    metadata = _document(change.wanted, name)
+def _signers(
+    change: Change, name: str, delegator: Root
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Return the threshold, and the names of the keys that have signed a document and have not."""
+    metadata = document_of(change.wanted, name)
     role = Targets.type if name == PUBLISHERS else Root.type
     result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    names = [
-        sorted(key_name(key) for key in keys.values()) for keys in (result.signed, result.unsigned)
+    roots = [
+        set(root_of(documents, CATALOG_ROOT).roles[Root.type].keyids)
+        for documents in (change.standing, change.standing | change.wanted)
     ]
-    return Quorum(name, group, result.threshold, tuple(names[0]), tuple(names[1]))
+
+    def named(key: Key) -> str:
+        # the name goes on to the next key: say which of the two is meant
+        if key.keyid not in roots[1]:
+            return f"former {key_name(key)}"
+        return key_name(key) if key.keyid in roots[0] else f"new {key_name(key)}"
+
+    signed, missing = (
+        sorted(map(named, keys.values())) for keys in (result.signed, result.unsigned)
+    )
+    return result.threshold, tuple(signed), tuple(missing)
 
 
-def _document(documents: Mapping[str, bytes], name: str) -> Metadata[Root] | Metadata[Targets]:
+def document_of(documents: Mapping[str, bytes], name: str) -> Metadata[Root] | Metadata[Targets]:
+    """Return one of several documents, read."""
     if name == PUBLISHERS:
         return parse(documents[name], Targets, name)
     return parse(documents[name], Root, name)
 
 
-def _root(documents: Mapping[str, bytes], name: str) -> Root:
+def root_of(documents: Mapping[str, bytes], name: str) -> Root:
+    """Return what a root among several documents says."""
     return parse(documents[name], Root, name).signed
 
 
-def _targets(documents: Mapping[str, bytes]) -> Targets:
+def targets_of(documents: Mapping[str, bytes]) -> Targets:
+    """Return what the catalog's delegations among several documents say."""
     return parse(documents[PUBLISHERS], Targets, PUBLISHERS).signed
 
 
@@ -346,51 +347,3 @@ def _publishers_after(
         if name not in wishes.without
     }
     return {**kept, **wishes.publishers}
-
-
-# --- in plain words ----------------------------------------------------------------------------
-
-
-def _compare(what: str, old: Mapping[str, Key], new: Mapping[str, Key]) -> list[str]:
-    said = []
-    for name in sorted({*old, *new}):
-        was, is_ = (key_id_of(keys[name]) if name in keys else "" for keys in (old, new))
-        if not was:
-            said.append(f"{what} {name} is new: {is_}")
-        elif not is_:
-            said.append(f"{what} {name} counts no more: {was}")
-        elif was != is_:
-            said.append(f"{what} {name}: {was} -> {is_}")
-    return said
-
-
-def _online(document: str, old: Root, new: Root) -> list[str]:
-    roles = ("snapshot", "timestamp") if document == CATALOG_ROOT else ("timestamp",)
-    said = []
-    for role in roles:
-        said += _compare("online key", root_keys(old, role), root_keys(new, role))
-    if document == CATALOG_ROOT:
-        return said
-    was, is_ = (sorted(message_keys(root.unrecognized_fields)) for root in (old, new))
-    return said + ([f"message key: {', '.join(was)} -> {', '.join(is_)}"] if was != is_ else [])
-
-
-def _publisher_changes(
-    old: Mapping[str, PublisherKeys], new: Mapping[str, PublisherKeys]
-) -> list[str]:
-    said = []
-    for name in sorted({*old, *new}):
-        was, is_ = old.get(name), new.get(name)
-        if is_ is None:
-            said.append(f"publisher {name} may release no more")
-            continue
-        if was is None:
-            said.append(f"publisher {name} is new: {is_.threshold} of {len(is_.keys)} keys sign")
-        elif (was.threshold, len(was.keys)) != (is_.threshold, len(is_.keys)):
-            said.append(
-                f"publisher {name}: {was.threshold} of {len(was.keys)} keys -> "
-                f"{is_.threshold} of {len(is_.keys)}"
-            )
-        before = {key_name(key): key for key in was.keys} if was else {}
-        said += _compare("key", before, {key_name(key): key for key in is_.keys})
-    return said

@@ -164,7 +164,7 @@ def rotate_begin(
     for path in files:
         click.echo(f"new key, for its owner: {path}", err=True)
     click.echo(
-        f"next: {len(_holders(begun.change))} people look at it and sign, one after another: "
+        "next: their holders look at it and sign, one after another: "
         f"skerry keys rotate approve {begun.file} --key KEY",
         err=True,
     )
@@ -208,13 +208,10 @@ def rotate_approve(
         print_json(_facts(signed))
         return
     for quorum in owed(signed):
-        click.echo(
-            f"{quorum.document}: {len(quorum.signed)} of {quorum.threshold} signatures by "
-            f"{quorum.group}", err=True,
-        )  # fmt: skip
+        click.echo(str(quorum), err=True)
     whom = ", ".join(_holders(signed))
     click.echo(
-        f"next: hand {change} to {whom}, who approve it" if whom else
+        f"next: hand {change} to one of {whom}, who approves it" if whom else
         f"next: skerry keys rotate install {change} --data DATA, on the fleet's machine", err=True,
     )  # fmt: skip
 
@@ -239,15 +236,17 @@ def rotate_install(change: Path, data: Path, as_json: bool) -> None:
 
 
 def _facts(change: Any) -> dict[str, Any]:
-    from fleet.change import describe, owed
+    from fleet.change import owed
+    from fleet.change_words import describe
 
     return {
         "fleet_id": change.fleet_id,
         "changes": describe(change),
         "signatures": [
             {
-                "document": quorum.document, "group": quorum.group, "threshold": quorum.threshold,
-                "signed": list(quorum.signed), "missing": list(quorum.missing),
+                "documents": list(quorum.documents), "group": quorum.group,
+                "threshold": quorum.threshold, "signed": list(quorum.signed),
+                "missing": list(quorum.missing),
             }
             for quorum in owed(change)
         ],
@@ -255,16 +254,12 @@ def _facts(change: Any) -> dict[str, Any]:
 
 
 def _show(change: Any) -> None:
-    from fleet.change import describe, owed
+    from fleet.change import owed
+    from fleet.change_words import describe
 
     print_lines("\n".join(describe(change)))
     for quorum in owed(change):
-        signed = ", ".join(quorum.signed) or "nobody"
-        click.echo(
-            f"{quorum.document}: {quorum.threshold} of {quorum.group} sign; so far {signed}, "
-            f"not yet {', '.join(quorum.missing) or 'nobody'}",
-            err=True,
-        )
+        click.echo(f"{quorum}; not yet: {', '.join(quorum.missing) or 'nobody'}", err=True)
 
 
 def _holders(change: Any) -> list[str]:

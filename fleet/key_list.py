@@ -11,7 +11,7 @@ from fleet.certificates import certified_key_id, load_certificate
 from fleet.change import CATALOG_ROOT, DIRECTOR_ROOT, PUBLISHERS
 from fleet.keystore import read_next, read_public
 from fleet.offline import key_name, publishers_of, root_keys
-from fleet.roles import parse
+from fleet.roles import latest, parse
 from fleet.rotation import read_standing
 from skerry.io.key_files import key_id_of
 
@@ -61,8 +61,8 @@ def list_keys(data: Path) -> tuple[str, list[KeyRow]]:
     ]
     for publisher, given in publishers_of(targets).items():
         of = f"{given.threshold} of {len(given.keys)}"
-        path = f"models/{publisher}/*"
-        rows += [KeyRow(key_name(key), key_id_of(key), path, of) for key in given.keys]
+        path, until = f"models/{publisher}/*", _released_until(data, publisher)
+        rows += [KeyRow(key_name(key), key_id_of(key), path, of, until) for key in given.keys]
     what = {
         "snapshot": "the catalog's list", "timestamp": "that the list is fresh",
         "director": "assignments", "message": "messages to devices",
@@ -78,6 +78,15 @@ def list_keys(data: Path) -> tuple[str, list[KeyRow]]:
                "", _day(ends))
     )  # fmt: skip
     return public.fleet_id, rows
+
+
+def _released_until(data: Path, publisher: str) -> str:
+    folder = data / "tuf" / "catalog"
+    version = latest(folder, publisher)
+    if not version:
+        return ""
+    name = f"{version}.{publisher}.json"
+    return _day(parse((folder / name).read_bytes(), Targets, name).signed.expires)
 
 
 def _day(at: datetime) -> str:

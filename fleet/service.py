@@ -396,7 +396,8 @@ def run(config: FleetConfig, on_ready: Callable[[RunInfo], None] | None = None) 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
     )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "tuf"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     asyncio.run(serve(config, on_ready))
 
 

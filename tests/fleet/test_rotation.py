@@ -12,7 +12,8 @@ from tuf.api.metadata import Metadata, Root, Targets
 import fleet.files
 import fleet.keystore
 import fleet.rotation
-from fleet.change import approve, check_complete, describe, owed, read_change, write_change
+from fleet.change import approve, check_complete, owed, read_change, write_change
+from fleet.change_words import describe
 from fleet.keystore import (
     load_online_keys,
     make_next_keys,
@@ -87,7 +88,7 @@ def test_with_no_wish_everything_is_signed_again_for_a_year(made: TrustedFleet) 
 def test_one_of_two_signatures_is_too_few(made: TrustedFleet) -> None:
     change = signed(made, begun(made), "root-2")
     with pytest.raises(
-        TrustError, match="1 of 2 signatures by the root keys, next: one of root-1"
+        TrustError, match=r"1 of 2 signatures by the root keys \(root-2\), next: one of root-1"
     ) as e:
         install(change, made.data, LATER)
     assert e.value.code == "too_few_signatures"
@@ -103,7 +104,10 @@ def test_a_new_root_key_needs_the_old_keys_and_the_new_ones(made: TrustedFleet) 
     with pytest.raises(TrustError, match="0 of 2 signatures by the present root keys"):
         install(change, made.data, LATER)
     approve_file(change, str(made.out / "root-3.pem"), lambda _: PHRASE)
-    with pytest.raises(TrustError, match="1 of 2 signatures by the present root keys"):
+    with pytest.raises(
+        TrustError,
+        match=r"1 of 2 signatures by the present root keys \(root-3\), next: one of former root-1",
+    ):
         install(change, made.data, LATER)
     approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE)
     install(change, made.data, LATER)

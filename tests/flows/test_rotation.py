@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
-from compiler.sign import add_release, release_of
+from compiler.sign import Trust, add_release, release_of
 from fleet.catalog import Catalog
 from fleet.keystore import OnlineKeys, load_online_keys, make_next_keys
 from fleet.offline import parse_publisher
@@ -83,24 +83,26 @@ class Fleet:
         """Make new online keys on the fleet's machine."""
         make_next_keys(self.data / "keys", roles, ENVIRONMENT)
 
-    async def release(self, publisher: str = "acme", *signers: str) -> str:
+    async def release(self, publisher: str = "acme") -> str:
         """Publish a version and install it on the device; return it once it is committed."""
         self.versions += 1
         version = f"2.{self.versions}.0"
         bundle = make_bundle(version, model=f"{publisher}-reader")
-        metadata = self.sign(bundle, publisher, *(signers or (f"publisher-{publisher}",)))
+        metadata = self.sign(bundle, publisher, f"publisher-{publisher}")
         published = self.site.trusted.bundles.publish(io.BytesIO(bundle), metadata, self.site.now)
         assert await self.site.install(published.target) == committed(version)
         return version
 
-    def sign(self, bundle: bytes, publisher: str, *signers: str) -> bytes:
-        """Sign a release as a publisher does."""
-        catalog = self.site.trusted.catalog
-        current = None
-        if f"{publisher}.json" in _snapshot(catalog).meta:
-            current = catalog.metadata(f"{publisher}.json")
+    def sign(self, bundle: bytes, publisher: str, key: str, *former: Signer) -> bytes:
+        """Sign a release as a publisher does, who knows its former key where that signed last."""
+        trusted = self.site.trusted
         release = release_of(read_bundle(io.BytesIO(bundle)), publisher)
-        return add_release(current, release, self.key(signers[0]), now=self.site.now)
+        vouched = tuple(tuf_key(signer.public) for signer in former)
+        trust = Trust(trusted.delegation(publisher), is_verified=True, keys=vouched)
+        signed = add_release(
+            trusted.roles(publisher), release, self.key(key), now=self.site.now, trust=trust
+        )
+        return signed[publisher]
 
     def month(self) -> None:
         """Let a month go by: the fleet signs daily, as it does, and the device looks for news."""
@@ -166,21 +168,22 @@ async def test_a_publisher(fleet: Fleet) -> None:
     target = Metadata.from_bytes(known).signed.targets[path]  # type: ignore[attr-defined]
     assert fleet.site.trusted.catalog.releases() == []
     bundle = make_bundle("2.1.0", model="acme-reader")
-    again = add_release(
-        known, release_of(read_bundle(io.BytesIO(bundle)), "acme"), fleet.key("publisher-acme"),
-        now=fleet.site.now, trusted=[tuf_key(old.public)],
-    )  # fmt: skip
-    assert fleet.site.trusted.bundles.publish(io.BytesIO(bundle), again, fleet.site.now)
+    with pytest.raises(TrustError, match="--trusted"):
+        fleet.sign(bundle, "acme", "publisher-acme")
+    again = fleet.sign(bundle, "acme", "publisher-acme", old)
+    fleet.site.trusted.bundles.publish(io.BytesIO(bundle), again, fleet.site.now)
     assert [r.path for r in fleet.site.trusted.catalog.releases()] == [path]
     assert target.length == fleet.site.trusted.catalog.release(path).length
     stolen = make_bundle("6.6.6", model="acme-reader")
-    with pytest.raises(TrustError):
-        fleet.site.trusted.bundles.publish(
-            io.BytesIO(stolen),
-            add_release(again, release_of(read_bundle(io.BytesIO(stolen)), "acme"), old,
-                        now=fleet.site.now, trusted=[tuf_key(fleet.key("publisher-acme").public)]),
-            fleet.site.now,
-        )  # fmt: skip
+    forged = add_release(
+        fleet.site.trusted.roles("acme"),
+        release_of(read_bundle(io.BytesIO(stolen)), "acme"),
+        old,
+        now=fleet.site.now,
+        trust=Trust(keys=(tuf_key(fleet.key("publisher-acme").public),)),
+    )
+    with pytest.raises(TrustError, match="0/1"):
+        fleet.site.trusted.bundles.publish(io.BytesIO(stolen), forged["acme"], fleet.site.now)
     assert fleet.site.device.serves == serves
     await fleet.release()
 
