@@ -154,7 +154,7 @@ class Holding:
         if not delegation.is_of_bins(own.delegations):
             raise TrustError(
                 f"expected bins with the {len(delegation.keys)} keys and the threshold "
-                f"{delegation.threshold} of {self.publisher}",
+                f"{delegation.threshold} of {self.publisher}; if they were replaced, sign with --root",
                 "bins",
             )
         for name in expected - {self.publisher}:

@@ -16,8 +16,11 @@ from compiler.cosign import add_signature, review
 from compiler.handover import count_signatures, fetch_release_file, progress, trust_in
 from compiler.sign import Trust, add_release, parse_targets, release_of, to_bytes, tuf_signer
 from fleet.roles import sign, tuf_key
+from fleet.rotation import Wanted, approve_file, install, settle
+from fleet.rotation import begin as begin_change
 from skerry.bundle import Bundle, read_bundle
 from skerry.errors import ConflictError, FormatError, NotFoundError, TrustError, UsageError
+from skerry.io.key_files import key_id_of
 from skerry.keys import Signer
 from skerry.release_file import ReleaseFile, read_release_file
 from skerry.trust import target_path
@@ -138,7 +141,7 @@ def test_what_is_signed_is_told(trusted: TrustedFleet) -> None:
     trust = trust_in(file, root=first_root(trusted), keys=(), now=NOW)
     said = review(file, opened("1.1.0"), trust, NOW)
     assert (said.version, said.release.release_counter, said.is_new) == (2, 2, True)
-    assert said.signers == {public(key(trusted, 3)).keyid}
+    assert said.signer_ids == [key_id_of(public(key(trusted, 3)))]
     assert (said.threshold, said.moved, said.renewed) == (2, 0, 0)
 
 
@@ -310,6 +313,36 @@ def test_metadata_of_others_in_the_file_is_noticed(trusted: TrustedFleet) -> Non
     file.metadata["globex"] = file.metadata["acme"]
     with pytest.raises(FormatError, match="globex"):
         join(trusted, file)
+
+
+def test_after_a_change_of_keys_a_former_key_is_trusted_by_name(trusted: TrustedFleet) -> None:
+    publish(trusted, join(trusted, begin(trusted)))
+    former = public(key(trusted, 1))
+    wanted = Wanted({f"publisher-acme-{n}": None for n in (1, 2, 3)})
+    change = begin_change(
+        trusted.data, trusted.out / "new", wanted, passphrase=lambda _: PHRASE, now=NOW
+    ).file
+    for n in (1, 3):
+        approve_file(change, str(trusted.out / f"root-{n}.pem"), lambda _: PHRASE)
+    install(change, trusted.data, NOW)
+    settle(trusted.data, NOW)
+    trusted.catalog.reload(NOW)
+    assert trusted.catalog.releases() == []
+    for n in (1, 2, 3):
+        (trusted.out / "new" / f"publisher-acme-{n}.pem").replace(
+            trusted.out / f"publisher-acme-{n}.pem"
+        )
+    with pytest.raises(TrustError, match="trust the former one: --trusted FILE"):
+        begin(trusted, "1.1.0")
+    file = fetched(trusted)
+    trust = trust_in(file, root=first_root(trusted), keys=[former], now=NOW)
+    release = release_of(opened("1.1.0"), "acme")
+    signed = add_release(file.before, release, key(trusted, 1), now=NOW, trust=trust)
+    both = add_signature(
+        review(replace(file, metadata=signed), opened("1.1.0"), trust, NOW), key(trusted, 2)
+    )
+    assert publish(trusted, replace(file, metadata=both), "1.1.0")
+    assert [one.release_counter for one in trusted.catalog.releases()] == [1, 2]
 
 
 # --- keys of the other kind, and bins ------------------------------------------------

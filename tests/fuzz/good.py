@@ -9,7 +9,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import helper, numpy_helper
-from tuf.api.metadata import Root, TargetFile, Targets
+from tuf.api.metadata import DelegatedRole, Delegations, Root, SuccinctRoles, TargetFile, Targets
 
 from agent.serve_protocol import (
     Accept,
@@ -32,6 +32,7 @@ from skerry.manifest import (
     GoldenTensor,
 )
 from skerry.profile import Inventory
+from skerry.release_file import ReleaseFile
 from skerry.token import EnrolmentToken, format_token
 from tests.fakes.manifests import tiny_manifest
 from tests.fakes.models import graph, linear
@@ -149,6 +150,29 @@ def _tuf() -> tuple[bytes, ...]:
     return roles.sign(targets, [signer]), roles.sign(root, [signer])
 
 
+def _releases() -> tuple[bytes, ...]:
+    """A release on its way between two signers, and plain metadata of one."""
+    targets, root = _tuf()
+    top = Targets(expires=datetime(2099, 1, 1, tzinfo=UTC))
+    signer = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    key = roles.tuf_key(signer.public)
+    role = DelegatedRole("acme", [key.keyid], 1, True, paths=["models/acme/*"])
+    top.delegations = Delegations({key.keyid: key}, {"acme": role})
+    bins = Targets(expires=datetime(2099, 1, 1, tzinfo=UTC))
+    bins.delegations = Delegations(
+        {key.keyid: key}, succinct_roles=SuccinctRoles([key.keyid], 1, 1, "acme_bin")
+    )
+    empty = roles.sign(Targets(expires=datetime(2099, 1, 1, tzinfo=UTC)), [signer])
+    own = roles.sign(bins, [signer])
+    moved = {"acme": own, "acme_bin-0": targets, "acme_bin-1": empty}
+    later = Root(version=2, expires=datetime(2099, 1, 1, tzinfo=UTC))
+    for name in ("root", "targets"):
+        later.add_key(key, name)
+    roots = [root, roles.sign(later, [signer])]
+    file = ReleaseFile("acme", moved, {"acme": targets}, roots, roles.sign(top, [signer]))
+    return file.to_bytes(), file.for_fleet(), targets
+
+
 PLAN = b"""{"model":"reader","model_version":"1.1.0","publisher":"acme","slot":"camera",
 "selector":"site=porto and not tag:lab","stages":[{"name":"canary","count":2,"bake_s":60,
 "min_samples":2,"analysis":{}},{"name":"rest","gate":true}],"probation":{"min_answered":30}}"""
@@ -202,6 +226,7 @@ TOKEN = format_token(
     )
 ).encode()
 TUF = _tuf()
+RELEASES = _releases()
 
 KEY_NAMES = (
     b"pkcs11:token=acme;object=release;id=%01%ff?module-path=/usr/lib/module.so",

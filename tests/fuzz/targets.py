@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from agent.serve_protocol import (
     frames_from_control,
     frames_from_serve,
 )
+from compiler.handover import as_current, trust_in, verify_delegations
 from compiler.recipe import parse_recipe
 from compiler.sign import parse_targets
 from fleet import config as fleet_config
 from fleet import roles
+from fleet.acceptance import read_offer
 from fleet.api.body import parse_body
 from fleet.byte_range import byte_range
 from fleet.certificates import requested_key_id
@@ -32,6 +35,7 @@ from skerry.canonical import from_json, from_msgpack, sha256, to_json, to_msgpac
 from skerry.custom import catalog_target, director_target, message_keys
 from skerry.enrolment import MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
 from skerry.errors import FormatError, RefusedError, SkerryError, TrustError, UsageError
+from skerry.holding import Delegation, Holding
 from skerry.io.exec_signer import parse_exec
 from skerry.io.key_files import key_id_of, parse_public, public_pem
 from skerry.manifest import (
@@ -43,6 +47,7 @@ from skerry.manifest import (
 from skerry.onnx_outline import IMPORT, check_outline
 from skerry.pkcs11_uri import parse_key_uri
 from skerry.profile import Inventory, incompatibility
+from skerry.release_file import read_release_file
 from skerry.sketch import Column, ColumnSpec, check_column, merge, total
 from skerry.tensors import from_raw
 from skerry.token import parse_token
@@ -64,6 +69,7 @@ from tests.fuzz.good import (
     ORDERS,
     PLAN,
     PUBLIC_KEYS,
+    RELEASES,
     ROOT_FILE,
     SEEDS,
     TOKEN,
@@ -147,6 +153,18 @@ def _tuf(data: bytes) -> None:
     for path, target in parse_targets(data).signed.targets.items():
         custom = target.unrecognized_fields.get("custom")
         catalog_target(path, target.length, target.hashes, custom)
+
+
+def _release_file(data: bytes) -> None:
+    file = read_release_file(data)
+    read_release_file(file.for_fleet())
+    offer = read_offer(data)
+    with contextlib.suppress(TrustError):
+        Holding(offer.publisher, offer.roles).check_shape(Delegation({}, 1))
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    trust_in(as_current(file, offer.publisher), root=None, keys=(), now=now)
+    if file.targets is not None:
+        verify_delegations(TUF[1], file.roots, file.targets, now)
 
 
 def _director_file(data: bytes) -> None:
@@ -290,6 +308,7 @@ def all_targets() -> dict[str, Target]:
         Target("assignment", _custom, (FormatError, TrustError), (CUSTOM,), json_tree),
         Target("director_root", _director_file, (FormatError, TrustError), (ROOT_FILE,), json_tree),
         Target("tuf_metadata", _tuf, (FormatError, TrustError), TUF, json_tree),
+        Target("release_file", _release_file, (FormatError, TrustError), RELEASES, json_tree),
         Target("enrol_request", _enrol, (FormatError, TrustError), (enrol_request(),), json_tree),
         Target("enrol_answer", _answer, (FormatError, TrustError), (enrol_answer(),), json_tree),
         Target("token", lambda d: parse_token(d.decode("utf-8", "surrogateescape")), (UsageError,), (TOKEN,), spoilt_token),
