@@ -87,7 +87,27 @@ def parse(data: bytes, kind: type[Role], what: str) -> Metadata[Role]:
         ) from None
     if not isinstance(metadata.signed, kind):
         raise FormatError(f"expected {what} of type {kind.type}, got {metadata.signed.type}")
+    if unheld := _unheld_keys(metadata.signed):
+        raise FormatError(
+            f"expected {what} to hold each key that it names; it lacks {unheld[0][:80]!r}"
+        )
     return metadata
+
+
+def _unheld_keys(signed: Root | Targets | Snapshot | Timestamp) -> list[str]:
+    """Return the key ids that a role names without their keys, which python-tuf reads over."""
+    if isinstance(signed, Root):
+        named, held = signed.roles.values(), signed.keys
+        ids = {keyid for role in named for keyid in role.keyids}
+    elif isinstance(signed, Targets) and signed.delegations is not None:
+        delegations = signed.delegations
+        held = delegations.keys
+        ids = {keyid for role in (delegations.roles or {}).values() for keyid in role.keyids}
+        if delegations.succinct_roles is not None:
+            ids |= set(delegations.succinct_roles.keyids)
+    else:
+        return []
+    return sorted(str(keyid) for keyid in ids - set(held))  # some are no text
 
 
 def check_signed(delegator: Root | Targets, role: str, metadata: Metadata[Role]) -> None:
