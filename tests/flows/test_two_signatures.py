@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,18 @@ import pytest
 
 from skerry.bundle import read_bundle, write_bundle
 from skerry.canonical import to_json
-from tests.flows.test_errors import EXAMPLES, PHRASE, Done, Town, must, skerry, until
+from tests.flows.test_errors import (
+    EXAMPLES,
+    PHRASE,
+    ROOT,
+    Done,
+    Town,
+    command,
+    environment,
+    must,
+    skerry,
+    until,
+)
 
 
 @dataclass
@@ -170,3 +184,26 @@ def test_what_can_be_wrong_with_the_file(street: Street, tmp_path: Path) -> None
     both = ("--publisher", "acme", "--add", "release.json")
     eve.sign("3.0.0.skerry", *both).refused(2, "--publisher to begin", "--add")
     must(eve.add("3.0.0.skerry"))
+
+
+def test_the_howto_works_when_it_is_copied_into_an_empty_folder(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "howto" / "release-with-two-signatures.md").read_text()
+    script = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    ports = "--port 0 --device-port 0 --broker-port 0"
+    assert script.count("fleet run --data fleet &") == 1
+    script = script.replace("fleet run --data fleet &", f"fleet run --data fleet {ports} &")
+    shim = tmp_path / "bin" / "skerry"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec {" ".join(command("skerry"))} "$@"\n')
+    shim.chmod(0o755)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    path = f"{shim.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-emc", script + "wait\n"], cwd=fresh, capture_output=True, text=True, timeout=120,
+        env=environment(PATH=path, EXAMPLES=str(EXAMPLES.parent)), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("1 of 2 signatures", "2 of 2 signatures", "published reader 1.0.0"):
+        assert words in done.stderr
+    assert "the one at hand" in done.stderr
