@@ -193,6 +193,7 @@ class Control:
         now, state = time.monotonic(), self._machine.state
         if any(slot.work for slot in state.slots.values()):
             self._handle(Ticked())
+        self._trust.raise_time()
         if self._link.connected:
             if state.reported_version > state.acked_version:
                 self._uplink.reported_again(self._reported, now)

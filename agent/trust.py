@@ -98,7 +98,7 @@ class Trust:
     def heard(self, ack: Ack, payload: bytes) -> None:
         """Take in the time of a verified ack, if it answers our nonce."""
         if ack.nonce and self.clock.answered(ack.nonce, ack.now, signed_by(payload)):
-            self._raise_time()
+            self.raise_time()
 
     def stale(self) -> list[str]:
         """Return the repositories of which no fresh timestamp was seen for too long."""
@@ -115,7 +115,8 @@ class Trust:
         ahead = 0 if proven is None else round(self.clock.own() - proven.at)
         return ahead if abs(ahead) > MAX_CLOCK_OFF_S else 0
 
-    def _raise_time(self) -> None:
+    def raise_time(self) -> None:
+        """Let the floor of time follow what is proven; seldom anything has to be written."""
         proven = self.clock.proven()
         if proven is not None:
             self._handle(FleetTimeHeard(proven.at, proven.key_id))
@@ -249,7 +250,7 @@ class Trust:
                 until[name] = expires
         if seen:
             self._handle(Refreshed(seen, sorted(answer.message_keys), until))
-            self._raise_time()
+            self.raise_time()
         if code not in {self.code, "unreachable"}:
             self.code = code
             text = f"refused: {why} ({code})" if code else "fresh"

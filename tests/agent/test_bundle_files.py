@@ -63,6 +63,7 @@ class Place:
             AgentConfig(disk_reserve_bytes=0, **settings),  # type: ignore[arg-type]
             fleet_url=self.server.url,
             ca_file=self.folder / "ca.crt",
+            device_file=self.folder / "device.pem",
             inventory=inventory,
         )
 

@@ -220,6 +220,7 @@ async def test_hello_is_said_again_until_it_is_answered_and_twice_a_day(site: Si
     site.wait(timedelta(hours=11))
     control._tick()
     assert len(hellos(site)) == 2
+    assert site.device.floor.time == site.now.timestamp()  # it follows, without another answer
     site.wait(timedelta(hours=2))
     control._tick()
     assert [hello.again for hello in hellos(site)] == [False, False, True]
