@@ -102,6 +102,8 @@ def _unheld_keys(signed: Root | Targets | Snapshot | Timestamp) -> list[str]:
     elif isinstance(signed, Targets) and signed.delegations is not None:
         delegations = signed.delegations
         held = delegations.keys
+        if strange := [name for name in delegations.roles or {} if not isinstance(name, str)]:
+            raise FormatError(f"expected delegations to roles by their names, got {strange[0]!r}")
         ids = {keyid for role in (delegations.roles or {}).values() for keyid in role.keyids}
         if delegations.succinct_roles is not None:
             ids |= set(delegations.succinct_roles.keyids)

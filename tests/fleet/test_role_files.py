@@ -50,6 +50,14 @@ def test_a_key_that_is_named_and_not_there_is_refused(
         parse(json.dumps(spoilt).encode(), kind, "a file")
 
 
+@pytest.mark.parametrize("name", [7, None, True])
+def test_a_role_whose_name_is_no_text_is_refused(name: object) -> None:
+    spoilt = targets()
+    spoilt["signed"]["delegations"]["roles"][0]["name"] = name
+    with pytest.raises(FormatError):
+        parse(json.dumps(spoilt).encode(), Targets, "a file")
+
+
 def test_python_tuf_reads_over_it() -> None:
     """If this fails, the check of ours is needed no more."""
     spoilt = root()
