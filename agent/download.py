@@ -26,6 +26,7 @@ __all__ = ["Fetcher"]
 
 SMALL_BYTES: Final = 64 << 10
 CHUNK_BYTES: Final = 1 << 20
+MAX_TAG: Final = 128
 CERTIFICATE_CODES: Final = frozenset({"certificate_missing", "certificate_refused"})
 
 
@@ -100,6 +101,8 @@ class Fetcher:
                     return None
                 data = response.read(limit + 1)
                 tag = response.headers.get("ETag") or ""
+                if not (tag.isascii() and tag.isprintable() and len(tag) <= MAX_TAG):
+                    tag = ""  # it goes into every later request
         except (OSError, http.client.HTTPException) as error:
             raise UnreachableError(f"reading {self._base}{path}: {error}") from None
         if len(data) > limit:

@@ -1,5 +1,7 @@
 """Downloads: resumed, bounded, and never named before their digest is right."""
 
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,3 +133,56 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
 def test_only_http_is_fetched(url: str) -> None:
     with pytest.raises(RefusedError, match="http"):
         Fetcher(url, timeout_s=1.0)
+
+
+# --- only what has changed ----------------------------------------------------------------------------
+
+
+def answering(*answers: bytes) -> tuple[str, list[bytes]]:
+    """A server that gives these answers, one a connection, and the requests that it got."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        with listener:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(connection.recv(65_536))
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+def reply(tag: bytes, body: bytes = b"data") -> bytes:
+    return b"HTTP/1.1 200 OK\r\nETag: %b\r\nContent-Length: %d\r\n\r\n%b" % (tag, len(body), body)
+
+
+def test_what_has_not_changed_is_not_fetched_again() -> None:
+    url, asked = answering(reply(b'"one"'), b"HTTP/1.1 304 Not Modified\r\n\r\n", reply(b'"two"'))
+    fetcher = Fetcher(url, timeout_s=5.0)
+    assert fetcher.unless("/a", "", 100) == (b"data", '"one"')
+    assert fetcher.unless("/a", '"one"', 100) is None
+    assert fetcher.unless("/a", '"one"', 100) == (b"data", '"two"')
+    assert [b'If-None-Match: "one"' in request for request in asked] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "tag", [b'"' + b"t" * 10_000 + b'"', b'"a"\r\n Injected: 1', b"\x07", '"é"'.encode()]
+)
+def test_a_tag_that_cannot_be_sent_back_is_none(tag: bytes) -> None:
+    url, _ = answering(reply(tag))
+    assert Fetcher(url, timeout_s=5.0).unless("/a", "", 100) == (b"data", "")
+
+
+def test_an_endless_answer_is_cut() -> None:
+    url, _ = answering(reply(b'"one"', b"x" * 10_000))
+    with pytest.raises(FormatError, match="at most 100 bytes"):
+        Fetcher(url, timeout_s=5.0).unless("/a", "", 100)
+
+
+def test_not_modified_is_no_answer_to_what_was_not_asked() -> None:
+    url, _ = answering(b"HTTP/1.1 304 Not Modified\r\n\r\n")
+    with pytest.raises(RefusedError):
+        Fetcher(url, timeout_s=5.0).unless("/a", "", 100)
