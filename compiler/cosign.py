@@ -8,12 +8,14 @@ that are there, and one that was there already is not counted twice.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from securesystemslib.signer import Signer as TufSigner
 from tuf.api.metadata import Metadata, Targets
 
 from compiler.sign import (
+    VALID,
     Trust,
     check_current,
     check_own,
@@ -21,6 +23,7 @@ from compiler.sign import (
     parse_holding,
     parse_targets,
     release_of,
+    target_file,
     to_bytes,
 )
 from skerry.bundle import Bundle
@@ -33,6 +36,8 @@ from skerry.release_file import ReleaseFile
 from skerry.trust import CatalogTarget
 
 __all__ = ["Review", "add_signature", "review", "signers_of"]
+
+CLOCKS_DIFFER: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,12 @@ def review(file: ReleaseFile, bundle: Bundle, trust: Trust, now: datetime) -> Re
     release = check_release(after, before, delegation, bundle, now)
     if release.path not in before.targets:
         expected = next_release(release_of(bundle, file.publisher), before.releases)
-        if release != expected:
+        if after.targets[release.path].to_dict() != target_file(expected).to_dict():
             raise TrustError(
                 f"expected {expected} of this bundle after what was released before, got {release}",
                 "custom",
             )
+    _check_expiry(roles, now)
     bins = [name for name in roles if name != file.publisher]
     return Review(
         publisher=file.publisher,
@@ -140,6 +146,16 @@ def _believed(trust: Trust) -> Delegation:
         assert trust.delegation is not None
         return trust.delegation
     return Delegation({key.keyid: key for key in trust.keys}, 1)
+
+
+def _check_expiry(roles: Mapping[str, Metadata[Targets]], now: datetime) -> None:
+    for name, metadata in roles.items():
+        if metadata.signed.expires > now + VALID + CLOCKS_DIFFER:
+            raise TrustError(
+                f"expected {name}'s metadata to be good for {VALID.days} days, got "
+                f"{metadata.signed.expires:%Y-%m-%d}; is this machine's clock right?",
+                "expires",
+            )
 
 
 def _check_same_bins(before: Holding, after: Holding) -> Delegation | None:

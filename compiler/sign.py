@@ -36,6 +36,7 @@ from skerry.profile import ANY_CLASS
 from skerry.trust import CatalogTarget, parse_target, target_path
 
 __all__ = [
+    "VALID",
     "Release",
     "Trust",
     "add_release",
@@ -45,6 +46,7 @@ __all__ = [
     "parse_holding",
     "parse_targets",
     "release_of",
+    "target_file",
     "to_bytes",
     "tuf_signer",
     "verify_signature",
@@ -152,13 +154,7 @@ def add_release(
     if speakers is not None:
         draft.delegate_bins(speakers)
     if release.path not in known:
-        target = TargetFile(
-            release.length,
-            {"sha256": release.sha256},
-            release.path,
-            {"custom": catalog_custom(next_release(release, known))},
-        )
-        draft.add(target, speakers)
+        draft.add(target_file(next_release(release, known)), speakers)
     changed = draft.changed()
     for metadata in changed.values():
         add_signature(metadata, key)
@@ -280,6 +276,12 @@ def check_current(current: Holding, trust: Trust, own: Key | None = None) -> Non
             )
     if current.roles and trust.delegation is not None:
         current.bins  # noqa: B018 - refuses other delegations
+
+
+def target_file(release: CatalogTarget) -> TargetFile:
+    """Return a release as TUF states it."""
+    custom = {"custom": catalog_custom(release)}
+    return TargetFile(release.length, {"sha256": release.sha256}, release.path, custom)
 
 
 def parse_targets(data: bytes) -> Metadata[Targets]:

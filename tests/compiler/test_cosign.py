@@ -181,6 +181,15 @@ def widen(targets: Targets) -> None:
     targets.targets[SECOND].custom["min_agent"] = "0.0.1"  # type: ignore[index]
 
 
+def last_for_ever(targets: Targets) -> None:
+    targets.expires = NOW + timedelta(days=3650)
+
+
+def spoil(targets: Targets) -> None:
+    """Devices would refuse the bundle for the digest that is wrong."""
+    targets.targets[SECOND].hashes["sha512"] = "0" * 128
+
+
 def expire(targets: Targets) -> None:
     targets.expires = NOW - timedelta(days=1)
 
@@ -194,6 +203,8 @@ def expire(targets: Targets) -> None:
         ("wrong_bundle", smuggle),
         ("custom", jump),
         ("custom", widen),
+        ("custom", spoil),
+        ("expires", last_for_ever),
         ("expired", expire),
     ],
 )

@@ -7,9 +7,21 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tuf.api.metadata import Metadata, Targets
 
 from compiler.build import Built
-from compiler.sign import Release, Trust, add_release, parse_targets, release_of, verify_signature
+from compiler.sign import (
+    Release,
+    Trust,
+    add_release,
+    next_release,
+    parse_targets,
+    release_of,
+    target_file,
+    to_bytes,
+    tuf_signer,
+    verify_signature,
+)
 from compiler.verify import tuf_key, verify_in_catalog, verify_with_key
 from fleet.catalog import Catalog
 from fleet.ceremony import perform
@@ -17,7 +29,15 @@ from fleet.keystore import load_online_keys, make_online_keys
 from skerry.bundle import Bundle, read_bundle, write_bundle
 from skerry.canonical import to_json
 from skerry.custom import catalog_target
-from skerry.errors import ConflictError, FormatError, NotFoundError, TrustError, UnreachableError
+from skerry.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    TrustError,
+    UnreachableError,
+    UsageError,
+)
+from skerry.holding import Delegation, Holding
 from skerry.keys import Signer
 from skerry.trust import CatalogTarget
 from tests.compiler.conftest import NOW
@@ -127,6 +147,37 @@ def test_verifying_refuses(asked: Release, key: Signer, days: int, code: str) ->
             asked, chain(release("1.0.0")), tuf_key(key.public), now=NOW + timedelta(days=days)
         )
     assert refused.value.code == code
+
+
+def many(count: int) -> dict[str, bytes]:
+    """A publisher's metadata with so many releases, signed once."""
+    role = Targets(version=count, expires=NOW + timedelta(days=90))
+    for n in range(count):
+        one = next_release(release(f"{n}.0.0", "a"), {})
+        role.targets[one.path] = target_file(msgspec.structs.replace(one, release_counter=n + 1))
+    metadata = Metadata(role)
+    metadata.sign(tuf_signer(KEY))
+    return {"acme": to_bytes(metadata)}
+
+
+def test_three_hundred_releases_are_one_list_and_one_more_moves_them() -> None:
+    key = tuf_key(KEY.public)
+    trust = Trust(Delegation({key.keyid: key}, 1))  # the one key: a root adds nothing to it
+    full = add_release(many(299), release("1.2.3", "b"), KEY, now=NOW, trust=trust)
+    assert list(full) == ["acme"]
+    assert len(targets(full["acme"])) == 300
+    moved = add_release(full, release("1.2.4", "c"), KEY, now=NOW, trust=trust)
+    assert len(moved) == 65
+    every = Holding("acme", {name: parse_targets(data) for name, data in moved.items()})
+    assert len(every.releases) == 301
+    assert every.releases["models/acme/shapes@1.2.4"].release_counter == 301
+    every.check_shape(Delegation({key.keyid: key}, 1))
+    assert max(map(len, moved.values())) < 20_000
+
+
+def test_bins_wait_for_somebody_who_knows_the_keys() -> None:
+    with pytest.raises(UsageError, match="give --fleet and --root"):
+        add_release(many(300), release("1.2.4", "c"), KEY, now=NOW)
 
 
 # --- with a real fleet's catalog -------------------------------------------------------
