@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from compiler.believe import parse_targets
 from compiler.command import (
     PATH,
     Command,
@@ -33,7 +34,7 @@ from compiler.handover import (
     trust_in,
 )
 from compiler.publish import check_url, fetch
-from compiler.sign import add_release, parse_targets, release_of
+from compiler.sign import add_release, release_of
 from skerry.bundle import Bundle
 from skerry.errors import ConflictError, FormatError, UsageError
 from skerry.io.signers import read_public

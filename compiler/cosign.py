@@ -14,18 +14,8 @@ from typing import Final
 from securesystemslib.signer import Signer as TufSigner
 from tuf.api.metadata import Metadata, Targets
 
-from compiler.sign import (
-    VALID,
-    Trust,
-    check_current,
-    check_own,
-    next_release,
-    parse_holding,
-    parse_targets,
-    release_of,
-    target_file,
-    to_bytes,
-)
+from compiler.believe import Trust, check_current, check_own, parse_holding, parse_targets, to_bytes
+from compiler.sign import VALID, next_release, release_of, target_file
 from skerry.bundle import Bundle
 from skerry.errors import TrustError, UsageError
 from skerry.holding import Delegation, Holding

@@ -14,7 +14,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets
 from tuf.api.serialization import DeserializationError
 
-from compiler.sign import Trust, parse_targets
+from compiler.believe import Trust, parse_targets
 from skerry.errors import FormatError, TrustError
 from skerry.holding import Delegation, Holding
 from skerry.release_file import ReleaseFile

@@ -16,7 +16,8 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from compiler.sign import Release, parse_targets, verify_signature
+from compiler.believe import parse_targets, verify_signature
+from compiler.sign import Release
 from skerry.custom import catalog_target
 from skerry.errors import TrustError, UnreachableError
 from skerry.keys import PublicKey

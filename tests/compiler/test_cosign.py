@@ -12,9 +12,10 @@ from securesystemslib.signer import Signer as TufSigner
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 import compiler.sign
+from compiler.believe import Trust, parse_targets, to_bytes
 from compiler.cosign import add_signature, review
 from compiler.handover import count_signatures, fetch_release_file, progress, trust_in
-from compiler.sign import Trust, add_release, parse_targets, release_of, to_bytes, tuf_signer
+from compiler.sign import add_release, release_of, tuf_signer
 from fleet.roles import sign, tuf_key
 from fleet.rotation import Wanted, approve_file, install, settle
 from fleet.rotation import begin as begin_change

@@ -9,19 +9,9 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
+from compiler.believe import Trust, parse_targets, to_bytes, verify_signature
 from compiler.build import Built
-from compiler.sign import (
-    Release,
-    Trust,
-    add_release,
-    next_release,
-    parse_targets,
-    release_of,
-    target_file,
-    to_bytes,
-    tuf_signer,
-    verify_signature,
-)
+from compiler.sign import Release, add_release, next_release, release_of, target_file, tuf_signer
 from compiler.verify import tuf_key, verify_in_catalog, verify_with_key
 from fleet.catalog import Catalog
 from fleet.ceremony import perform

@@ -10,8 +10,9 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, Targets
 from tuf.ngclient import FetcherInterface, Updater
 
+from compiler.believe import Trust
 from compiler.handover import fetch_release_file
-from compiler.sign import Trust, add_release, release_of
+from compiler.sign import add_release, release_of
 from fleet.blobs import Blobs
 from fleet.bundles import Bundles, Published
 from fleet.ca import Authority

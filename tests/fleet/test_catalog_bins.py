@@ -10,7 +10,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Snapshot, Tar
 
 import compiler.sign
 import fleet.catalog
-from compiler.sign import to_bytes
+from compiler.believe import to_bytes
 from fleet.catalog import Catalog
 from fleet.roles import tuf_key
 from skerry.bundle import read_bundle

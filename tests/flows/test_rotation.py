@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
-from compiler.sign import Trust, add_release, release_of
+from compiler.believe import Trust
+from compiler.sign import add_release, release_of
 from fleet.catalog import Catalog
 from fleet.keystore import OnlineKeys, load_online_keys, make_next_keys
 from fleet.offline import parse_publisher

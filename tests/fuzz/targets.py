@@ -17,9 +17,9 @@ from agent.serve_protocol import (
     frames_from_control,
     frames_from_serve,
 )
+from compiler.believe import parse_targets
 from compiler.handover import as_current, trust_in, verify_delegations
 from compiler.recipe import parse_recipe
-from compiler.sign import parse_targets
 from fleet import config as fleet_config
 from fleet import roles
 from fleet.acceptance import read_offer

@@ -12,7 +12,7 @@ from tuf.api.metadata import Targets
 from agent.config import load_config
 from agent.oip import decode_request
 from agent.serve_protocol import frames_from_control
-from compiler.sign import parse_targets
+from compiler.believe import parse_targets
 from fleet import roles
 from fleet.api.body import parse_body
 from fleet.certificates import requested_key_id
