@@ -21,7 +21,11 @@ __all__ = ["describe"]
 
 
 def describe(change: Change) -> list[str]:
-    """Return in plain words what a change does, read from its documents alone."""
+    """Return in plain words what a change does, read from its documents alone.
+
+    Raises:
+        TrustError: the director's root does not name the keys of the fleet's messages.
+    """
     said: list[str] = []
     if CATALOG_ROOT in change.wanted or DIRECTOR_ROOT in change.wanted:
         name = CATALOG_ROOT if CATALOG_ROOT in change.wanted else DIRECTOR_ROOT

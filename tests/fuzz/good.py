@@ -9,6 +9,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import helper, numpy_helper
+from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Root, SuccinctRoles, TargetFile, Targets
 
 from agent.serve_protocol import (
@@ -21,7 +22,8 @@ from agent.serve_protocol import (
     Stats,
     ToServe,
 )
-from fleet import roles
+from fleet import change, offline, roles
+from fleet.keystore import ONLINE
 from skerry import wire
 from skerry.canonical import to_json, to_msgpack
 from skerry.enrolment import EnrolAnswer, EnrolRequest
@@ -173,6 +175,26 @@ def _releases() -> tuple[bytes, ...]:
     return file.to_bytes(), file.for_fleet(), targets
 
 
+def _change() -> bytes:
+    """A change of keys that one of its holders has signed."""
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    signers = [Signer(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in range(5)]
+    keys = [roles.tuf_key(signer.public) for signer in signers]
+    roots = [offline.named(key, f"root-{n}") for n, key in enumerate(keys[:3], 1)]
+    online = dict.fromkeys(ONLINE, signers[3].public)
+    acme = offline.PublisherKeys(1, (offline.named(keys[4], "publisher-acme"),))
+    standing: dict[str, Root | Targets] = {
+        change.CATALOG_ROOT: offline.catalog_root(roots, online, version=1, now=now),
+        change.DIRECTOR_ROOT: offline.director_root(roots, online, version=1, now=now),
+        change.PUBLISHERS: offline.delegations({"acme": acme}, version=1, now=now),
+    }
+    wishes = change.Wishes({"root-2": offline.named(keys[4], "root-2")}, {"globex": acme})
+    signed = {name: roles.sign(role, signers[:2]) for name, role in standing.items()}
+    begun = change.propose("demo", signed, online, wishes, now)
+    signer = CryptoSigner(signers[0].private_key)
+    return change.write_change(change.approve(begun, signer))
+
+
 PLAN = b"""{"model":"reader","model_version":"1.1.0","publisher":"acme","slot":"camera",
 "selector":"site=porto and not tag:lab","stages":[{"name":"canary","count":2,"bake_s":60,
 "min_samples":2,"analysis":{}},{"name":"rest","gate":true}],"probation":{"min_answered":30}}"""
@@ -227,6 +249,7 @@ TOKEN = format_token(
 ).encode()
 TUF = _tuf()
 RELEASES = _releases()
+CHANGE = _change()
 
 KEY_NAMES = (
     b"pkcs11:token=acme;object=release;id=%01%ff?module-path=/usr/lib/module.so",

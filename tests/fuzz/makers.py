@@ -115,6 +115,20 @@ def spoilt_pem(rng: Random, data: bytes) -> bytes:
     return b"-----BEGIN %s-----\n%s-----END %s-----\n" % (label, base64.encodebytes(raw), label)
 
 
+def spoilt_change(rng: Random, data: bytes) -> bytes:
+    """Damage one of the documents in a change of keys, and put it into its base64 again."""
+    try:
+        change = json.loads(data)
+        documents = change[rng.choice(("standing", "wanted"))]
+        name = rng.choice(sorted(documents))
+        documents[name] = base64.b64encode(
+            json_tree(rng, base64.b64decode(documents[name]))
+        ).decode()
+    except (ValueError, TypeError, KeyError, IndexError):
+        return json_tree(rng, data)
+    return json.dumps(change).encode()
+
+
 def spoilt_frame(rng: Random, data: bytes) -> bytes:
     body = msgpack_tree(rng, data[4:])
     return len(body).to_bytes(4, "big") + body

@@ -26,6 +26,8 @@ from fleet.acceptance import read_offer
 from fleet.api.body import parse_body
 from fleet.byte_range import byte_range
 from fleet.certificates import requested_key_id
+from fleet.change import owed, read_change
+from fleet.change_words import describe
 from fleet.ingest import above_cursor
 from fleet.intake import check_envelope, check_reported, check_result, sound_items
 from fleet.plan import Plan, check_plan
@@ -59,6 +61,7 @@ from tests.fuzz.good import (
     AGENT_TOML,
     ANSWERS,
     ANY_KEY,
+    CHANGE,
     CUSTOM,
     DEVICE,
     EXAMPLES,
@@ -89,6 +92,7 @@ from tests.fuzz.makers import (
     msgpack_tree,
     rebuilt,
     spoilt_bundle,
+    spoilt_change,
     spoilt_frame,
     spoilt_message,
     spoilt_pem,
@@ -165,6 +169,12 @@ def _release_file(data: bytes) -> None:
     trust_in(as_current(file, offer.publisher), root=None, keys=(), now=now)
     if file.targets is not None:
         verify_delegations(TUF[1], file.roots, file.targets, now)
+
+
+def _change(data: bytes) -> None:
+    change = read_change(data)
+    describe(change)
+    str(owed(change))
 
 
 def _director_file(data: bytes) -> None:
@@ -309,6 +319,7 @@ def all_targets() -> dict[str, Target]:
         Target("director_root", _director_file, (FormatError, TrustError), (ROOT_FILE,), json_tree),
         Target("tuf_metadata", _tuf, (FormatError, TrustError), TUF, json_tree),
         Target("release_file", _release_file, (FormatError, TrustError), RELEASES, json_tree),
+        Target("change", _change, (FormatError, TrustError), (CHANGE,), spoilt_change, longest=len(CHANGE) + 2000),
         Target("enrol_request", _enrol, (FormatError, TrustError), (enrol_request(),), json_tree),
         Target("enrol_answer", _answer, (FormatError, TrustError), (enrol_answer(),), json_tree),
         Target("token", lambda d: parse_token(d.decode("utf-8", "surrogateescape")), (UsageError,), (TOKEN,), spoilt_token),
