@@ -9,7 +9,7 @@ Source: TUF specification 1.0, sections 4 and 6.2 (consistent snapshots).
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
@@ -102,7 +102,8 @@ def _unheld_keys(signed: Root | Targets | Snapshot | Timestamp) -> list[str]:
     elif isinstance(signed, Targets) and signed.delegations is not None:
         delegations = signed.delegations
         held = delegations.keys
-        if strange := [name for name in delegations.roles or {} if not isinstance(name, str)]:
+        names: list[Any] = list(delegations.roles or ())
+        if strange := [name for name in names if not isinstance(name, str)]:
             raise FormatError(f"expected delegations to roles by their names, got {strange[0]!r}")
         ids = {keyid for role in (delegations.roles or {}).values() for keyid in role.keyids}
         if delegations.succinct_roles is not None:
