@@ -318,7 +318,7 @@ def test_an_unsigned_bundle_is_refused_and_told_how_to_be_signed(
     skerry("verify", town.bundle).refused(7, "skerry sign")
     town.ask("publish", town.bundle).refused(7, "skerry sign", "--publisher")
     forged = json.loads(town.signed.read_bytes())
-    forged["signatures"][0]["sig"] = "00" * 64
+    forged["metadata"]["acme"]["signatures"][0]["sig"] = "00" * 64
     (tmp_path / "forged.json").write_text(json.dumps(forged))
     done = town.ask("publish", town.bundle, tmp_path / "forged.json")
     done.refused(7, "signed by its own keys")
