@@ -1,5 +1,6 @@
 """Two people, two machines, a file in between: the real commands, against a real fleet."""
 
+import asyncio
 import io
 import json
 import os
@@ -9,7 +10,9 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -97,6 +100,22 @@ class Street(Town):
         token = ("--token-file", self.data / "admin.token")
         return machine.run("publish", bundle, "release.json", "--fleet", self.url, *token)
 
+    def post(self, bundle: Path, metadata: bytes) -> tuple[int, Any]:
+        """Publish without our own command; return the status and the answer."""
+
+        async def send() -> tuple[int, Any]:
+            form = aiohttp.FormData()
+            form.add_field("metadata", metadata, filename="metadata.json")
+            form.add_field("bundle", bundle.read_bytes(), filename=bundle.name)
+            head = {"Authorization": f"Bearer {(self.data / 'admin.token').read_text().strip()}"}
+            async with (
+                aiohttp.ClientSession(headers=head) as session,
+                session.post(f"{self.url}/api/v1/bundles", data=form) as answer,
+            ):
+                return answer.status, json.loads(await answer.read())
+
+        return asyncio.run(send())
+
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
@@ -144,6 +163,9 @@ def test_two_people_two_machines_and_a_file(street: Street) -> None:
     ann.run("publish", "1.1.0.skerry", plain, "--fleet", street.url, *token).refused(
         7, "refused", "1/2 keys"
     )
+
+    status, problem = street.post(ann.folder / "1.1.0.skerry", plain.read_bytes())
+    assert (status, problem["code"]) == (422, "signature_invalid")
 
     # somebody else was faster: what both signed is too late, and says what to do
     ann.carry(cy, "release.json", "1.1.0.skerry")
