@@ -16,6 +16,7 @@ from compiler.believe import Trust, parse_targets, to_bytes
 from compiler.cosign import add_signature, review
 from compiler.handover import count_signatures, fetch_release_file, progress, trust_in
 from compiler.sign import add_release, release_of, tuf_signer
+from fleet.catalog import Catalog
 from fleet.roles import sign, tuf_key
 from fleet.rotation import Wanted, approve_file, install, settle
 from fleet.rotation import begin as begin_change
@@ -327,9 +328,8 @@ def test_metadata_of_others_in_the_file_is_noticed(trusted: TrustedFleet) -> Non
         join(trusted, file)
 
 
-def test_after_a_change_of_keys_a_former_key_is_trusted_by_name(trusted: TrustedFleet) -> None:
-    publish(trusted, join(trusted, begin(trusted)))
-    former = public(key(trusted, 1))
+def replace_keys(trusted: TrustedFleet) -> None:
+    """Two root keys name new keys for acme, and the fleet takes that up."""
     wanted = Wanted({f"publisher-acme-{n}": None for n in (1, 2, 3)})
     change = begin_change(
         trusted.data, trusted.out / "new", wanted, passphrase=lambda _: PHRASE, now=NOW
@@ -339,22 +339,39 @@ def test_after_a_change_of_keys_a_former_key_is_trusted_by_name(trusted: Trusted
     install(change, trusted.data, NOW)
     settle(trusted.data, NOW)
     trusted.catalog.reload(NOW)
-    assert trusted.catalog.releases() == []
     for n in (1, 2, 3):
-        (trusted.out / "new" / f"publisher-acme-{n}.pem").replace(
-            trusted.out / f"publisher-acme-{n}.pem"
-        )
+        name = f"publisher-acme-{n}.pem"
+        (trusted.out / "new" / name).replace(trusted.out / name)
+
+
+@pytest.mark.parametrize("split_above", [300, 1])
+def test_after_a_change_of_keys_a_former_key_is_trusted_by_name(
+    trusted: TrustedFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_above: int
+) -> None:
+    monkeypatch.setattr(compiler.sign, "SPLIT_ABOVE", split_above)
+    paths = [target_path("acme", "reader", f"1.{n}.0") for n in range(3)]
+    for n in range(2):
+        publish(trusted, join(trusted, begin(trusted, f"1.{n}.0"), f"1.{n}.0"), f"1.{n}.0")
+        assert released_to(tmp_path / "device", trusted, paths[n]) is not None
+    former = public(key(trusted, 1))
+    replace_keys(trusted)
+    assert trusted.catalog.releases() == []
     with pytest.raises(TrustError, match="trust the former one: --trusted FILE"):
-        begin(trusted, "1.1.0")
+        begin(trusted, "1.2.0")
     file = fetched(trusted)
     trust = trust_in(file, root=first_root(trusted), keys=[former], now=NOW)
-    release = release_of(opened("1.1.0"), "acme")
+    release = release_of(opened("1.2.0"), "acme")
     signed = add_release(file.before, release, key(trusted, 1), now=NOW, trust=trust)
+    assert len(signed) == (1 if split_above == 300 else 65)  # bins need the new keys too
     both = add_signature(
-        review(replace(file, metadata=signed), opened("1.1.0"), trust, NOW), key(trusted, 2)
+        review(replace(file, metadata=signed), opened("1.2.0"), trust, NOW), key(trusted, 2)
     )
-    assert publish(trusted, replace(file, metadata=both), "1.1.0")
-    assert [one.release_counter for one in trusted.catalog.releases()] == [1, 2]
+    assert publish(trusted, replace(file, metadata=both), "1.2.0")
+    assert [one.release_counter for one in trusted.catalog.releases()] == [1, 2, 3]
+    for path in paths:
+        assert released_to(tmp_path / "device", trusted, path) == trusted.catalog.release(path)
+    again = Catalog(trusted.data / "tuf" / "catalog", trusted.keys, NOW)
+    assert again.releases() == trusted.catalog.releases()
 
 
 # --- keys of the other kind, and bins ------------------------------------------------
