@@ -5,6 +5,7 @@
 #   make check-wheel                         the built package, as a device gets it
 #   make mutants                             take safeguards out one by one; the simulation must notice
 #   make fuzz   ARGS="--inputs 20000"     a million damaged inputs for each parser, and a table
+#   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.
 
@@ -15,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel mutants fuzz lock clean
+.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -52,7 +53,10 @@ check-types:
 check-imports:
 	@$(BIN)/lint-imports --no-logo
 
-check-lock:
+check-bench-trust: venv
+	@$(BIN)/python benchmarks/trust.py $(ARGS)
+
+lock:
 	@$(BIN)/python tools/lock.py --check
 
 # Each tools/draw_*.py and tools/generate_*.py writes one document; with --check it only says whether the one in the tree is current.
