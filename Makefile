@@ -4,7 +4,7 @@
 #   make check                               style, types, import rules, generated documents
 #   make check-wheel                         the built package, as a device gets it
 #   make mutants                             take safeguards out one by one; the simulation must notice
-#   make fuzz   ARGS="--inputs 20000"     a million damaged inputs for each parser, and a table
+#   make fuzz   ARGS="--inputs 20000"        a million damaged inputs for each parser, and a table
 #   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.

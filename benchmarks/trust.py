@@ -258,7 +258,7 @@ def verification(made: TrustedFleet, folder: Path, repeat: int, now: datetime) -
                     directory=str(folder / place),
                     now=now.timestamp(),
                     timeout_s=30,
-                )  # fmt: skip
+                )
             )
 
         whole, peaks = [], []
@@ -345,6 +345,7 @@ def memory(repeat: int) -> dict[str, object]:
 
 
 def main() -> None:
+    """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=21)
     parser.add_argument("--out", default="trust")
