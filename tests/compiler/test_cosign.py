@@ -247,6 +247,29 @@ def test_what_it_starts_from_must_have_enough_signatures(trusted: TrustedFleet) 
     assert refusal(trusted, replace(pretended, metadata=signed), "1.1.0") == "signature_invalid"
 
 
+def test_without_a_root_the_first_signer_goes_by_a_signature_of_its_own(
+    trusted: TrustedFleet,
+) -> None:
+    """A fleet that was taken over tells of two keys more, and of a release that they signed."""
+    start = fetched(trusted)
+    top = parse_targets(trusted.catalog.metadata("targets.json"))
+    thieves = [tuf_signer(Signer.generate()) for _ in range(2)]
+    for thief in thieves:
+        top.signed.add_key(public(thief), "acme")
+    planted = parse_targets(begin(trusted).metadata["acme"])
+    planted.signatures.clear()
+    for thief in thieves:
+        planted.sign(thief, append=True)
+    lying = replace(start, before={"acme": to_bytes(planted)}, targets=to_bytes(top))
+    trust = trust_in(lying, root=None, keys=(), now=NOW)
+    release = release_of(opened("1.1.0"), "acme")
+    with pytest.raises(TrustError, match="does not carry your signature"):
+        add_release(lying.before, release, key(trusted, 1), now=NOW, trust=trust)
+    planted.sign(key(trusted, 1), append=True)  # the control: one's own is there as well
+    honest = {"acme": to_bytes(planted)}
+    assert add_release(honest, release, key(trusted, 1), now=NOW, trust=trust)
+
+
 def test_the_first_signer_sees_that_too(trusted: TrustedFleet) -> None:
     begun = begin(trusted, "1.0.0")
     with pytest.raises(TrustError, match="signed by 2 of its keys, got 1"):
@@ -302,6 +325,16 @@ def test_later_roots_are_followed_and_strangers_are_not(trusted: TrustedFleet) -
     assert trust_in(replace(file, roots=[good]), root=good, keys=(), now=NOW).is_verified
     with pytest.raises(TrustError):
         trust_in(replace(file, roots=[forged]), root=known, keys=(), now=NOW)
+    stolen = Metadata[Root].from_bytes(known).signed
+    stolen.version = 2
+    strangers = [Signer.generate() for _ in range(3)]
+    for keyid in list(stolen.roles["root"].keyids):
+        stolen.revoke_key(keyid, "root")
+    for stranger in strangers:
+        stolen.add_key(tuf_key(stranger.public), "root")
+    for signers in (strangers, people):  # by the new ones only, by the old ones only
+        with pytest.raises(TrustError):
+            trust_in(replace(file, roots=[sign(stolen, signers)]), root=known, keys=(), now=NOW)
     root.version = 3
     with pytest.raises(TrustError, match="expected root 2"):
         trust_in(replace(file, roots=[sign(root, people)]), root=known, keys=(), now=NOW)

@@ -6,7 +6,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Snapshot, TargetFile, Targets
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    Snapshot,
+    SuccinctRoles,
+    TargetFile,
+    Targets,
+)
 
 import compiler.sign
 import fleet.catalog
@@ -15,7 +23,7 @@ from fleet.catalog import Catalog
 from fleet.roles import tuf_key
 from skerry.bundle import read_bundle
 from skerry.errors import ConflictError, FormatError, NotFoundError, TrustError
-from skerry.holding import BIN_BITS, bin_prefix
+from skerry.holding import BIN_BITS, Delegation, Holding, bin_prefix
 from skerry.keys import Signer
 from skerry.release_file import ReleaseFile, read_release_file
 from skerry.trust import target_path
@@ -296,6 +304,40 @@ def test_bins_stay_once_they_are_there(
     with pytest.raises(TrustError) as refused:
         binned.bundles.publish(io.BytesIO(bundle), forged(binned, bundle, alter), NOW)
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize(("bits", "code"), [(8, ""), (5, "bins"), (9, "bins")])
+def test_a_publisher_may_spread_its_releases_over_more_bins(
+    binned: TrustedFleet, tmp_path: Path, bits: int, code: str
+) -> None:
+    """As long as every name that was in a snapshot stays in it."""
+    bundle = make_bundle("1.3.0")  # released already: nothing is new
+    known = {name: Metadata[Targets].from_bytes(d) for name, d in binned.roles().items()}
+    holding = Holding("acme", known)
+    bins = Delegation(bins_of(known).keys, 1).bins("acme")
+    assert bins.succinct_roles is not None
+    spread = SuccinctRoles(bins.succinct_roles.keyids, 1, bits, "acme_bin")
+    roles = {
+        name: Metadata(Targets(version=1, expires=NOW + timedelta(days=1)))
+        for name in ("acme", *spread.get_roles())
+    }
+    roles["acme"].signed.delegations = Delegations(bins.keys, succinct_roles=spread)
+    for where, target in holding.targets.items():
+        roles[spread.get_role_for_target(where)].signed.targets[where] = target
+    for name, role in roles.items():
+        if name in known:
+            role.signed.version = known[name].signed.version + 1
+        role.sign(compiler.sign.tuf_signer(binned.publisher()))
+    data = ReleaseFile("acme", {name: to_bytes(role) for name, role in roles.items()}).to_bytes()
+    released_to(tmp_path / "device", binned, path("1.0.0"))
+    if code:
+        with pytest.raises(TrustError) as refused:
+            binned.bundles.publish(io.BytesIO(bundle), data, NOW)
+        assert refused.value.code == code
+        return
+    assert not binned.bundles.publish(io.BytesIO(bundle), data, NOW).new
+    for one in binned.catalog.releases():
+        assert released_to(tmp_path / "device", binned, one.path) == one
 
 
 def test_a_bin_that_skips_a_version_is_a_conflict(binned: TrustedFleet) -> None:
