@@ -14,7 +14,7 @@ Source: TUF specification 1.0, section 6.1 (key management).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,17 @@ from securesystemslib.signer import Signer as MetadataSigner
 from tuf.api.metadata import Metadata, Root, Targets
 from tuf.api.serialization.json import JSONSerializer
 
+from fleet.documents import (
+    CATALOG_ROOT,
+    DIRECTOR_ROOT,
+    DOCUMENTS,
+    PUBLISHERS,
+    check_shape,
+    check_standing,
+    document_of,
+    root_of,
+    targets_of,
+)
 from fleet.offline import (
     PublisherKeys,
     catalog_root,
@@ -32,38 +43,29 @@ from fleet.offline import (
     publishers_of,
     root_keys,
 )
-from fleet.roles import parse
+from fleet.roles import OFFLINE_VALID
 from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError, FormatError, NotFoundError, RefusedError, TrustError
 from skerry.io.signers import add_signature, key_id_of
 from skerry.keys import PublicKey
 
 __all__ = [
-    "CATALOG_ROOT",
-    "DIRECTOR_ROOT",
-    "DOCUMENTS",
-    "PUBLISHERS",
     "Change",
     "Quorum",
     "Wishes",
     "approve",
     "check_complete",
     "check_follows",
-    "document_of",
+    "check_life",
     "dump",
     "owed",
     "propose",
     "read_change",
-    "root_of",
-    "targets_of",
     "write_change",
 ]
 
-CATALOG_ROOT: Final = "catalog/root"
-DIRECTOR_ROOT: Final = "director/root"
-PUBLISHERS: Final = "catalog/targets"
-DOCUMENTS: Final = (CATALOG_ROOT, PUBLISHERS, DIRECTOR_ROOT)
 MAX_CHANGE_BYTES: Final = 4 << 20
+LEEWAY: Final = timedelta(days=1)  # between the clocks of two machines
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -187,7 +189,7 @@ def check_complete(change: Change, now: datetime) -> None:
     """Check that a change is signed by everybody whom it needs, and has not expired.
 
     Raises:
-        TrustError: `too_few_signatures`, or `metadata_expired`.
+        TrustError: `too_few_signatures`, or as `check_life`.
     """
     short = [quorum for quorum in owed(change) if quorum.lacks]
     if short:
@@ -195,8 +197,23 @@ def check_complete(change: Change, now: datetime) -> None:
         raise TrustError(
             f"expected a change that enough people have approved, got {told}", "too_few_signatures"
         )
+    check_life(change, now)
+
+
+def check_life(change: Change, now: datetime) -> None:
+    """Check that what a change holds has not expired, and ends within a year.
+
+    Raises:
+        TrustError: `metadata_expired`, or `odd_document`.
+    """
     for name in change.wanted:
         expires = document_of(change.wanted, name).signed.expires
+        if expires > now + OFFLINE_VALID + LEEWAY:
+            raise TrustError(
+                f"expected the change's {name} to hold for a year at most, not until "
+                f"{expires:%Y-%m-%d}; check this machine's clock, or begin it again",
+                "odd_document",
+            )
         if expires <= now:
             raise TrustError(
                 f"the change's {name} expired on {expires:%Y-%m-%d}; begin it again",
@@ -224,10 +241,12 @@ def check_follows(change: Change, fleet_id: str, standing: Mapping[str, bytes]) 
 
 
 def read_change(data: bytes) -> Change:
-    """Read a change file.
+    """Read a change file; what it shows is all that it does.
 
     Raises:
         FormatError: damaged, cut short, or no change.
+        TrustError: code ``odd_document``: a document says what `propose` never makes, or what is said
+            to stand was not signed by its own keys.
     """
     try:
         change = from_json(data, Change, limit=MAX_CHANGE_BYTES)
@@ -237,13 +256,14 @@ def read_change(data: bytes) -> Change:
         for documents in (change.standing, change.wanted):
             for name in documents:
                 document_of(documents, name)
-        for name in change.wanted:
-            _delegators(change, name)
     except (FormatError, KeyError, ValueError) as error:
         raise FormatError(
             f"expected a whole change file, as `skerry keys rotate begin` wrote it: {error}; "
             "copy it again"
         ) from None
+    check_standing(change.standing)
+    for name in change.wanted:
+        check_shape(name, change.wanted[name], after=change.standing[name])
     return change
 
 
@@ -301,23 +321,6 @@ def _signers(
         sorted(map(named, keys.values())) for keys in (result.signed, result.unsigned)
     )
     return result.threshold, tuple(signed), tuple(missing)
-
-
-def document_of(documents: Mapping[str, bytes], name: str) -> Metadata[Root] | Metadata[Targets]:
-    """Return one of several documents, read."""
-    if name == PUBLISHERS:
-        return parse(documents[name], Targets, name)
-    return parse(documents[name], Root, name)
-
-
-def root_of(documents: Mapping[str, bytes], name: str) -> Root:
-    """Return what a root among several documents says."""
-    return parse(documents[name], Root, name).signed
-
-
-def targets_of(documents: Mapping[str, bytes]) -> Targets:
-    """Return what the catalog's delegations among several documents say."""
-    return parse(documents[PUBLISHERS], Targets, PUBLISHERS).signed
 
 
 # --- what shall be different -----------------------------------------------------------------

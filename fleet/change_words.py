@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from tuf.api.metadata import Key, Root
 
-from fleet.change import (
+from fleet.change import Change
+from fleet.documents import (
     CATALOG_ROOT,
     DIRECTOR_ROOT,
     PUBLISHERS,
-    Change,
     document_of,
     root_of,
     targets_of,
@@ -31,6 +31,10 @@ def describe(change: Change) -> list[str]:
         name = CATALOG_ROOT if CATALOG_ROOT in change.wanted else DIRECTOR_ROOT
         old, new = root_of(change.standing, name), root_of(change.wanted, name)
         said += _compare("root key", root_keys(old), root_keys(new))
+        every = ", ".join(f"{n} {key_id_of(key)}" for n, key in sorted(root_keys(new).items()))
+        said.append(
+            f"the root keys are then {every}; {new.roles[Root.type].threshold} of them sign"
+        )
     for name in (CATALOG_ROOT, DIRECTOR_ROOT):
         if name in change.wanted:
             said += _online(name, root_of(change.standing, name), root_of(change.wanted, name))

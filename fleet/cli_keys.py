@@ -203,7 +203,7 @@ def rotate_approve(
         if not sys.stdin.isatty():
             raise UsageError("expected somebody to say yes at a terminal; or add --yes")
         click.confirm("Sign this change?", abort=True, err=True)
-    signed = approve_file(change, key, _opener(passphrase_file))
+    signed = approve_file(change, key, _opener(passphrase_file), datetime.now(UTC))
     if as_json:
         print_json(_facts(signed))
         return

@@ -8,7 +8,7 @@ from typing import Any
 from tuf.api.metadata import Root, Targets
 
 from fleet.certificates import certified_key_id, load_certificate
-from fleet.change import CATALOG_ROOT, DIRECTOR_ROOT, PUBLISHERS
+from fleet.documents import CATALOG_ROOT, DIRECTOR_ROOT, PUBLISHERS
 from fleet.keystore import read_next, read_public
 from fleet.offline import key_name, publishers_of, root_keys
 from fleet.roles import latest, parse

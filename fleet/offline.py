@@ -25,6 +25,7 @@ __all__ = [
     "PublisherKeys",
     "PublisherWish",
     "catalog_root",
+    "check_publisher",
     "delegations",
     "director_root",
     "key_name",
@@ -71,15 +72,26 @@ def parse_publisher(text: str) -> PublisherWish:
         UsageError: a wrong name, or numbers that cannot be.
     """
     match = _SPEC.fullmatch(text)
-    name = check_id(match[1] if match else text, "publisher")
+    name = match[1] if match else text
+    threshold, keys = (int(match[2]), int(match[3])) if match and match[2] else (1, 1)
+    check_publisher(name, threshold, keys)
+    return PublisherWish(name, threshold, keys)
+
+
+def check_publisher(name: str, threshold: int, keys: int) -> None:
+    """Check that there can be a publisher of this name, with so many keys.
+
+    Raises:
+        UsageError: a wrong name, or numbers that cannot be.
+    """
+    check_id(name, "publisher")
     if name in TOP_LEVEL:
         raise UsageError(f"expected another publisher name than {name}: it names a role of TUF")
-    threshold, keys = (int(match[2]), int(match[3])) if match and match[2] else (1, 1)
     if not 1 <= threshold <= keys <= MAX_PUBLISHER_KEYS:
         raise UsageError(
-            f"expected NAME or NAME:n-of-m with 1 <= n <= m <= {MAX_PUBLISHER_KEYS}, got {text!r}"
+            f"expected NAME or NAME:n-of-m with 1 <= n <= m <= {MAX_PUBLISHER_KEYS}, "
+            f"got {name}:{threshold}-of-{keys}"
         )
-    return PublisherWish(name, threshold, keys)
 
 
 def named(key: Key, name: str) -> Key:

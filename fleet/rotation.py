@@ -12,7 +12,7 @@ keys/next/ behind, from which `settle` goes on.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,25 +23,24 @@ from tuf.api.metadata import Key, Root, Snapshot, Targets, Timestamp
 from fleet.ceremony import check_phrase, write_keys
 from fleet.certificates import certified_key_id
 from fleet.change import (
-    CATALOG_ROOT,
-    DIRECTOR_ROOT,
     MAX_CHANGE_BYTES,
-    PUBLISHERS,
     Change,
     Wishes,
     approve,
     check_complete,
     check_follows,
+    check_life,
     propose,
     read_change,
     write_change,
 )
+from fleet.documents import CATALOG_ROOT, DIRECTOR_ROOT, PUBLISHERS, root_of
 from fleet.files import make_folder, write_atomic
 from fleet.keystore import ONLINE, promote, read_next, read_public
 from fleet.offline import PublisherKeys, PublisherWish, key_name, named, publishers_of
 from fleet.roles import latest, load_roots, parse, tuf_key
 from skerry.custom import message_keys
-from skerry.errors import ConflictError, NotFoundError, UsageError
+from skerry.errors import ConflictError, NotFoundError, TrustError, UsageError
 from skerry.io.signers import Passphrase, open_signer
 from skerry.keys import PublicKey, Signer
 
@@ -149,21 +148,24 @@ def load_change(file: Path) -> Change:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
 
 
-def approve_file(file: Path, key: str, passphrase: Passphrase) -> Change:
+def approve_file(file: Path, key: str, passphrase: Passphrase, now: datetime) -> Change:
     """Add one person's signatures to a change file, and return the change.
 
     Args:
         file: the change file; it is replaced by the signed one.
         key: as `open_signer` takes it.
         passphrase: returns what opens the key.
+        now: aware UTC.
 
     Raises:
         FormatError: not a change.
         RefusedError: nothing in it asks for this key.
         ConflictError: this key has signed already.
-        TrustError: the passphrase does not open the key.
+        TrustError: the passphrase does not open the key, or the change is not as `begin` makes it.
     """
-    change = approve(load_change(file), open_signer(key, passphrase))
+    change = load_change(file)
+    check_life(change, now)
+    change = approve(change, open_signer(key, passphrase))
     write_atomic(file, write_change(change))
     return change
 
@@ -179,6 +181,7 @@ def install(file: Path, data: Path, now: datetime) -> Change:
     change = load_change(file)
     check_follows(change, read_public(data / "keys" / "public.json").fleet_id, read_standing(data))
     check_complete(change, now)
+    _check_online_keys(change, data)
     incoming, content = data / "tuf" / INCOMING, write_change(change)
     if incoming.exists() and incoming.read_bytes() != content:
         raise ConflictError(
@@ -203,6 +206,7 @@ def settle(data: Path, now: datetime) -> bool:
         fleet_id = read_public(data / "keys" / "public.json").fleet_id
         check_follows(change, fleet_id, read_standing(data, check=False))
         check_complete(change, now)
+        _check_online_keys(change, data)
         for name, content in change.wanted.items():
             write_atomic(_file(data, name, content), content)
         log.info("a change of keys was installed: %s", ", ".join(sorted(change.wanted)))
@@ -243,27 +247,41 @@ def _file(data: Path, name: str, content: bytes) -> Path:
     return data / "tuf" / folder / f"{version}.{role}.json"
 
 
+def _check_online_keys(change: Change, data: Path) -> None:
+    """Refuse a change after which the fleet could not sign: it names a key that is not here."""
+    present, waiting = read_public(data / "keys" / "public.json"), read_next(data / "keys")
+    for role, is_named in _named(change.standing | change.wanted).items():
+        keys = [public.key(role) for public in (present, waiting) if role in public.online]
+        if not any(map(is_named, keys)):
+            raise TrustError(
+                f"expected a change that names the {role} key of this fleet, or the one that waits "
+                f"in {data / 'keys' / 'next'}; it names another: begin it again with this fleet's "
+                "public.json and keys/next/public.json",
+                "unknown_key",
+            )
+
+
 def _promote(data: Path) -> list[str]:
     if not (data / "keys" / "next" / "public.json").exists():
         return []
-    standing = read_standing(data)
-    catalog = parse(standing[CATALOG_ROOT], Root, CATALOG_ROOT).signed
-    director = parse(standing[DIRECTOR_ROOT], Root, DIRECTOR_ROOT).signed
+    is_named = _named(read_standing(data))
     waiting = read_next(data / "keys")
-    names: dict[str, PublicKey] = {}
-    places = {"snapshot": (catalog, Snapshot.type), "timestamp": (catalog, Timestamp.type),
-              "director": (director, Targets.type)}  # fmt: skip
-    for role in waiting.online:
-        key = waiting.key(role)
-        if role == "message":
-            is_named = key.key_id in message_keys(director.unrecognized_fields)
-        else:
-            root, tuf_role = places[role]
-            is_named = tuf_key(key).keyid in root.roles[tuf_role].keyids
-        if is_named:
-            names[role] = key
+    keys = {role: waiting.key(role) for role in waiting.online}
+    names = {role: key for role, key in keys.items() if is_named[role](key)}
     issuing = (data / "keys" / "issuing.crt").read_bytes()
     return promote(data / "keys", names, certified_key_id(issuing, "issuing authority"))
+
+
+def _named(documents: Mapping[str, bytes]) -> dict[str, Callable[[PublicKey], bool]]:
+    """Return, by online role, whether the roots name a key."""
+    catalog, director = root_of(documents, CATALOG_ROOT), root_of(documents, DIRECTOR_ROOT)
+    messages = message_keys(director.unrecognized_fields)
+    return {
+        "snapshot": lambda key: tuf_key(key).keyid in catalog.roles[Snapshot.type].keyids,
+        "timestamp": lambda key: tuf_key(key).keyid in catalog.roles[Timestamp.type].keyids,
+        "director": lambda key: tuf_key(key).keyid in director.roles[Targets.type].keyids,
+        "message": lambda key: key.key_id in messages,
+    }
 
 
 def _check_online(wanted: Wanted, waiting: Mapping[str, str]) -> None:

@@ -368,7 +368,7 @@ def replace_keys(trusted: TrustedFleet) -> None:
         trusted.data, trusted.out / "new", wanted, passphrase=lambda _: PHRASE, now=NOW
     ).file
     for n in (1, 3):
-        approve_file(change, str(trusted.out / f"root-{n}.pem"), lambda _: PHRASE)
+        approve_file(change, str(trusted.out / f"root-{n}.pem"), lambda _: PHRASE, NOW)
     install(change, trusted.data, NOW)
     settle(trusted.data, NOW)
     trusted.catalog.reload(NOW)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from fleet.cli_keys import keys
 from fleet.rotation import settle
-from tests.fakes.trusted import NOW, PHRASE, TrustedFleet, make_fleet
+from tests.fakes.trusted import PHRASE, TrustedFleet, make_fleet
 
 ENVIRONMENT = {"SKERRY_KEY_PASSPHRASE": PHRASE.decode()}
 
@@ -60,7 +61,7 @@ def test_a_root_key_is_replaced_by_three_people_and_an_operator(
     assert shown == facts
 
     assert run("rotate", "install", carried, "--data", made.data).exit_code == 0
-    assert settle(made.data, NOW)
+    assert settle(made.data, datetime.now(UTC))
     listed = json.loads(run("list", "--data", made.data, "--json").stdout)["keys"]
     new = run("public", "--key", out / "root-2.pem", "--json")
     assert json.loads(new.stdout)["key_id"] in {key["key_id"] for key in listed}

@@ -1,6 +1,8 @@
 """Keys are replaced by as many people as could sign before, and by no fewer."""
 
 import json
+import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from fleet.keystore import (
     read_next,
     read_public,
 )
-from fleet.offline import parse_publisher, publishers_of
+from fleet.offline import key_name, named, parse_publisher, publishers_of
 from fleet.roles import load_roots, sign, tuf_key
 from fleet.rotation import (
     Wanted,
@@ -63,7 +65,7 @@ def signed(made: TrustedFleet, change: Path, *names: str) -> Path:
     for name in names:
         fresh = change.parent / f"{name}.pem"
         key = made.out / f"{name.removeprefix('old ')}.pem"
-        approve_file(change, str(fresh if fresh.exists() else key), lambda _: PHRASE)
+        approve_file(change, str(fresh if fresh.exists() else key), lambda _: PHRASE, LATER)
     return change
 
 
@@ -100,16 +102,16 @@ def test_a_new_root_key_needs_the_old_keys_and_the_new_ones(made: TrustedFleet) 
     change = begun(made, wanted)
     new = [change.parent / f"root-{n}.pem" for n in (1, 2)]
     for path in new:
-        approve_file(change, str(path), lambda _: PHRASE)
+        approve_file(change, str(path), lambda _: PHRASE, LATER)
     with pytest.raises(TrustError, match="0 of 2 signatures by the present root keys"):
         install(change, made.data, LATER)
-    approve_file(change, str(made.out / "root-3.pem"), lambda _: PHRASE)
+    approve_file(change, str(made.out / "root-3.pem"), lambda _: PHRASE, LATER)
     with pytest.raises(
         TrustError,
         match=r"1 of 2 signatures by the present root keys \(root-3\), next: one of former root-1",
     ):
         install(change, made.data, LATER)
-    approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE)
+    approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
     install(change, made.data, LATER)
     assert settle(made.data, LATER)
     made.catalog.reload(LATER)
@@ -127,7 +129,8 @@ def test_what_is_shown_is_read_from_the_documents(made: TrustedFleet) -> None:
         "catalog/root: version 1 -> 2", "director/root: version 1 -> 2",
     ):  # fmt: skip
         assert words in said
-    assert "root-1" not in said
+    assert "root key root-1" not in said
+    assert "root-1 " in said.partition("the root keys are then")[2]
 
 
 def test_only_what_changes_is_signed_again(made: TrustedFleet) -> None:
@@ -235,6 +238,24 @@ def test_a_change_of_what_has_changed_since_is_refused(made: TrustedFleet) -> No
     assert settle(made.data, LATER)
 
 
+def test_a_change_that_names_a_key_which_the_fleet_does_not_have_is_refused(
+    made: TrustedFleet,
+) -> None:
+    """Its fleet would not start any more."""
+    make_next_keys(made.data / "keys", ["director", "timestamp"], ENVIRONMENT)
+    change = signed(made, begun(made), "root-1", "root-2")
+    waiting = made.data / "keys" / "next" / "public.json"
+    kept = waiting.read_bytes()
+    waiting.unlink()
+    for take in (lambda: install(change, made.data, LATER), lambda: settle(made.data, LATER)):
+        with pytest.raises(TrustError, match="keys/next") as caught:
+            take()
+        assert caught.value.code == "unknown_key"
+        shutil.copy(change, made.data / "tuf" / "incoming.json")  # by hand, past `install`
+    waiting.write_bytes(kept)
+    assert settle(made.data, LATER)
+
+
 def test_a_change_for_another_fleet_is_refused(made: TrustedFleet) -> None:
     change = load_change(signed(made, begun(made), "root-1", "root-2"))
     other = made.data.parent / "other.json"
@@ -275,10 +296,111 @@ def test_a_signature_under_an_altered_document_does_not_count(made: TrustedFleet
         check_complete(msgspec.structs.replace(change, wanted=wanted), LATER)
 
 
+def altered(change: Path, name: str, alter: Callable[[Any], None], which: str = "wanted") -> bytes:
+    """A change file with a document altered by somebody who hands it on."""
+    loaded = load_change(change)
+    documents = dict(getattr(loaded, which))
+    value = json.loads(documents[name])
+    alter(value["signed"])
+    documents[name] = json.dumps(value).encode()
+    return write_change(msgspec.structs.replace(loaded, **{which: documents}))
+
+
+def lower_threshold(signed: Any) -> None:
+    signed["roles"]["root"]["threshold"] = 1
+
+
+def add_timestamp_key(signed: Any) -> None:
+    signed["roles"]["timestamp"]["keyids"].append(signed["roles"]["root"]["keyids"][0])
+
+
+def last_for_ever(signed: Any) -> None:
+    signed["expires"] = "2126-01-01T00:00:00Z"
+
+
+def add_a_field(signed: Any) -> None:
+    signed["x-other"] = "anything"
+
+
+def add_message_key(signed: Any) -> None:
+    signer = Signer.generate()
+    signed["x-skerry-message-keys"][signer.key_id] = signer.public.raw.hex()
+
+
+def call_two_keys_the_same(signed: Any) -> None:
+    for keyid in signed["roles"]["root"]["keyids"]:
+        signed["keys"][keyid]["x-skerry-name"] = "root-1"
+
+
+def skip_a_version(signed: Any) -> None:
+    signed["version"] += 1
+
+
+def widen_a_path(signed: Any) -> None:
+    signed["delegations"]["roles"][0]["paths"].append("models/globex/*")
+
+
+def let_another_key_sign(signed: Any) -> None:
+    one, other = signed["delegations"]["roles"]
+    one["keyids"] += other["keyids"]
+    one["threshold"] = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "alter"),
+    [
+        ("catalog/root", lower_threshold),
+        ("director/root", lower_threshold),
+        ("catalog/root", add_timestamp_key),
+        ("director/root", add_timestamp_key),
+        ("catalog/root", last_for_ever),
+        ("catalog/root", add_a_field),
+        ("director/root", add_message_key),
+        ("director/root", call_two_keys_the_same),
+        ("catalog/root", skip_a_version),
+        ("catalog/targets", widen_a_path),
+        ("catalog/targets", let_another_key_sign),
+    ],
+)
+def test_a_change_that_says_more_than_is_shown_is_not_signed(
+    made: TrustedFleet, name: str, alter: Callable[[Any], None]
+) -> None:
+    change = begun(made)
+    lying = change.with_name("lying.json")
+    lying.write_bytes(altered(change, name, alter))
+    with pytest.raises(TrustError) as caught:
+        approve_file(lying, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
+    assert caught.value.code == "odd_document"
+    approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
+
+
+def test_a_change_that_lies_about_what_stands_is_not_signed(made: TrustedFleet) -> None:
+    """It would show a stranger's root key as one that was there before."""
+    stranger, change = named(tuf_key(Signer.generate().public), "root-3"), begun(made)
+    loaded = load_change(change)
+    standing, wanted = dict(loaded.standing), dict(loaded.wanted)
+    for documents in (standing, wanted):
+        for name in ("catalog/root", "director/root"):
+            root = Metadata[Root].from_bytes(documents[name])
+            former = next(k for k in root.signed.roles["root"].keyids
+                          if key_name(root.signed.keys[k]) == "root-3")  # fmt: skip
+            for role in ("root", "targets") if name.startswith("catalog") else ("root",):
+                root.signed.revoke_key(former, role)
+                root.signed.add_key(stranger, role)
+            documents[name] = root.to_bytes()
+    lying = change.with_name("lying.json")
+    lying.write_bytes(
+        write_change(msgspec.structs.replace(loaded, standing=standing, wanted=wanted))
+    )
+    with pytest.raises(TrustError, match="that their own keys signed") as caught:
+        approve_file(lying, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
+    assert caught.value.code == "odd_document"
+
+
 def test_a_key_that_nobody_asked_for_signs_nothing(made: TrustedFleet) -> None:
     change = begun(made)
     with pytest.raises(RefusedError, match="root-1, root-2, root-3") as caught:
-        approve_file(change, str(made.out / "publisher-acme.pem"), lambda _: PHRASE)
+        approve_file(change, str(made.out / "publisher-acme.pem"), lambda _: PHRASE, LATER)
     assert caught.value.code == "key_not_asked"
     assert all(not quorum.signed for quorum in owed(load_change(change)))
 
@@ -294,7 +416,7 @@ def test_a_wrong_passphrase_signs_nothing(made: TrustedFleet) -> None:
     change = begun(made)
     before = change.read_bytes()
     with pytest.raises(TrustError, match="passphrase") as caught:
-        approve_file(change, str(made.out / "root-1.pem"), lambda _: b"not this one")
+        approve_file(change, str(made.out / "root-1.pem"), lambda _: b"not this one", LATER)
     assert caught.value.code == "key_unreadable"
     assert change.read_bytes() == before
 

@@ -73,7 +73,7 @@ class Fleet:
         for n, name in enumerate(approvers):
             mine = new[name[4:]] if name.startswith("new ") else self.held[name]
             carried = Path(shutil.copy(carried, place / f"carried-{n}.json"))
-            approve_file(carried, str(mine), lambda _: PHRASE)
+            approve_file(carried, str(mine), lambda _: PHRASE, self.site.now)
         install(carried, self.data, self.site.now)
         self.held |= new
         before = self.changed
@@ -318,7 +318,7 @@ def test_a_fleet_starts_with_a_change_that_waits(tmp_path: Path) -> None:
         made.data, tmp_path / "change", Wanted(), passphrase=lambda _: PHRASE, now=NOW
     ).file
     for n in (1, 2):
-        approve_file(change, str(made.out / f"root-{n}.pem"), lambda _: PHRASE)
+        approve_file(change, str(made.out / f"root-{n}.pem"), lambda _: PHRASE, NOW)
     install(change, made.data, NOW)
     assert settle(made.data, NOW)
     keys = load_online_keys(made.data / "keys", ENVIRONMENT)

@@ -206,7 +206,7 @@ async def test_a_root_key_and_a_publisher_s_move_to_tokens_by_rotation(
         begun = begin(data, folder, changed, passphrase=secret_of, now=NOW)
         assert begun.secret_files == ()
         for holder in holders:
-            approve_file(begun.file, holder, secret_of)
+            approve_file(begun.file, holder, secret_of, NOW)
         install(begun.file, data, NOW)
         assert settle(data, NOW)
     publisher = Publisher(open_fleet(data, out, ceremony), signers)
