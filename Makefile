@@ -53,10 +53,7 @@ check-types:
 check-imports:
 	@$(BIN)/lint-imports --no-logo
 
-check-bench-trust: venv
-	@$(BIN)/python benchmarks/trust.py $(ARGS)
-
-lock:
+check-lock:
 	@$(BIN)/python tools/lock.py --check
 
 # Each tools/draw_*.py and tools/generate_*.py writes one document; with --check it only says whether the one in the tree is current.
@@ -71,6 +68,9 @@ mutants: venv
 
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+bench-trust: venv
+	@$(BIN)/python benchmarks/trust.py $(ARGS)
 
 lock:
 	@"$(PYTHON)" tools/lock.py
