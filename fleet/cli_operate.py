@@ -252,7 +252,7 @@ def devices_show(device_id: str, url: str, token_file: Path | None, as_json: boo
     if as_json:
         print_json(found)
         return
-    print_table(("", ""), [(name, plain(value)) for name, value in found.items()])
+    print_table(("", ""), [(name, plain(value, name)) for name, value in found.items()])
 
 
 @devices.command("preauthorize")
@@ -375,7 +375,7 @@ def policy_show(url: str, token_file: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_table(("", ""), [(name, plain(value)) for name, value in found.items()])
+    print_table(("", ""), [(name, plain(value, name)) for name, value in found.items()])
 
 
 @policy.command("set")

@@ -37,6 +37,7 @@ __all__ = [
 
 PATH: Final = click.Path(path_type=Path)
 PIPE_WIDTH: Final = 2000  # columns
+MOMENTS: Final = frozenset({"last_seen", "since"})  # Unix seconds
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -137,9 +138,23 @@ def when(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def plain(value: object) -> str:
-    """Return a JSON value as a person reads it in a cell."""
-    return value if isinstance(value, str) else json.dumps(value)
+def plain(value: object, name: str = "") -> str:
+    """Return a JSON value as a person reads it in a cell; a moment by its name.
+
+    A table within a table has a line for each of its values.
+    """
+    if isinstance(value, float | int) and not isinstance(value, bool) and name in MOMENTS:
+        return when(float(value))
+    if isinstance(value, dict):
+        lines = (
+            f"{key}: {plain(inner, key)}".replace("\n", "\n  ") for key, inner in value.items()
+        )
+        return "\n".join(lines)
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return str(value)
 
 
 def _console() -> Console:

@@ -109,7 +109,7 @@ def test_lists_are_json_on_stdout(operator: Operator) -> None:
         ("rollout list", (ROLLOUT, "running", HOSTILE)),
         (f"rollout show {ROLLOUT}", ("reader 1.1.0: running", "stage all: pending (1 committed)")),
         ("devices list", ("harbour-01", "accepted", "site=harbour", "accepted, silent", "never")),
-        ("devices show harbour-01", ("device_id", "harbour-01")),
+        ("devices show harbour-01", ("device_id", "harbour-01", "site: harbour", "20")),
         ("drift show reader", ("harbour-01", "drift", HOSTILE)),
         ("alerts list", ("alert-1", "open", HOSTILE)),
         ("policy show", ("window_s", "records")),
