@@ -156,9 +156,9 @@ class Endpoint:
         try:
             asked, raw = oip.decode_request(request.body, _json_length(request))
             tensors = oip.read_inputs(asked, raw, served.model.inputs)
-            n = len(next(iter(tensors.values())))
-            if n > MAX_ROWS:
-                raise UsageError(f"expected at most {MAX_ROWS} rows in a request, got {n}")
+            most = max(len(values) for values in tensors.values())
+            if most > MAX_ROWS:
+                raise UsageError(f"expected at most {MAX_ROWS} rows in a request, got {most}")
             oip.check_wanted(asked, served.model.outputs)
         except UsageError as error:
             raise HttpError(400, str(error)) from None
@@ -183,7 +183,7 @@ class Endpoint:
         for i, row in enumerate(rows):
             new = self._observer.record(
                 served.ctx,
-                id if n == 1 else f"{id}#{i}",
+                id if len(rows) == 1 else f"{id}#{i}",
                 at=at,
                 prediction=row.prediction,
                 confidence=row.confidence,

@@ -89,7 +89,9 @@ class Model:
     def rows(self, tensors: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> list[Row]:
         """Return prediction, confidence and features of every row of a batch."""
         reading = self.manifest.prediction
-        classes, confidence = read_predictions(outputs[reading.output], reading.kind)
+        classes, confidence = read_predictions(
+            outputs[reading.output], reading.kind, reading.threshold
+        )
         columns = [
             compute(np.asarray(tensors[name], dtype=np.float32)).tolist()
             for name, compute in self._features
@@ -124,7 +126,7 @@ class Model:
                 rows = self.rows(tensors, outputs)
         except Exception as error:  # onnxruntime's errors share no other base
             raise RefusedError(f"the model fails on an input of zeros: {error}") from None
-        if len(rows) != len(next(iter(tensors.values()))):
+        if len(rows) != len(next(iter(tensors.values()))):  # the manifest names it first
             raise RefusedError("expected one prediction per row; the first axis must be the batch")
 
 

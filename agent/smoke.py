@@ -147,8 +147,8 @@ def _compare(model: Model, outputs: Tensors, wanted: Tensors) -> tuple[float, fl
         if mine is None or mine.shape != values.shape:
             return 1.0, float("inf")
         if name == reading.output:
-            classes, _ = read_predictions(mine, reading.kind)
-            theirs, _ = read_predictions(values, reading.kind)
+            classes, _ = read_predictions(mine, reading.kind, reading.threshold)
+            theirs, _ = read_predictions(values, reading.kind, reading.threshold)
             disagree = float((classes != theirs).mean())
         difference = np.abs(mine.astype(np.float64) - values.astype(np.float64))
         # a NaN on one side only is as far away as can be

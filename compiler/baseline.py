@@ -2,24 +2,26 @@
 
 Counted by the code that devices count with (`skerry.counting`, `skerry.features`,
 `skerry.reading`), on the outputs of the variant that devices prefer, so that a
-difference between live and baseline is one of the data.
+difference between live and baseline is one of the data. Of a model that takes each
+sample by itself the rows are those that a device counts: along the first axis of a call.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.ports import Arrays, Ports
 from skerry.canonical import to_msgpack
 from skerry.counting import count_categorical, count_numeric, quantile_spec
 from skerry.errors import UsageError
 from skerry.features import extractor
-from skerry.manifest import Baseline, BaselineColumn
-from skerry.reading import read_predictions
+from skerry.manifest import Baseline, BaselineColumn, FeatureSpec, PredictionSpec
+from skerry.reading import NO_CLASS, read_predictions
 from skerry.sketch import MAX_BINS, CategoricalSpec, NumericCounts, NumericSpec
 
-__all__ = ["LATENCY_EDGES", "make_baseline", "summarise"]
+__all__ = ["LATENCY_EDGES", "as_rows", "make_baseline", "summarise"]
 
 EDGES_PER_DECADE: Final = 8
 LATENCY_EDGES: Final = [
@@ -28,28 +30,34 @@ LATENCY_EDGES: Final = [
 
 
 def make_baseline(
-    rows: NDArray[Any],
+    ports: Ports,
+    samples: Arrays,
     output: NDArray[Any],
-    features: Mapping[str, str],
+    reading: PredictionSpec,
+    features: Sequence[FeatureSpec],
     class_names: Sequence[str],
 ) -> bytes:
     """Return the baseline as MessagePack.
 
     Args:
-        rows: baseline rows [n, ...], as the model takes them.
-        output: the preferred variant's answer to them, float [n, classes].
-        features: name -> kind of `skerry.features`.
-        class_names: in the order of the output.
+        ports: the model's inputs.
+        samples: baseline samples, as the model takes them.
+        output: the preferred variant's answer to them, [n, ...].
+        reading: how predictions are read from it.
+        features: of the recipe.
+        class_names: in the order of the output; none where no class is predicted.
 
     Raises:
-        UsageError: a feature that this input does not have.
+        UsageError: a feature that its input does not have.
     """
-    classes, confidence = read_predictions(output, "argmax")
+    answers = as_rows(ports, output)
+    classes, confidence = read_predictions(answers, reading.kind, reading.threshold)
     columns = {
-        name: _numeric(summarise(name, kind, rows)) for name, kind in sorted(features.items())
+        f.name: _numeric(summarise(f.name, f.kind, as_rows(ports, samples[f.input])))
+        for f in sorted(features, key=lambda feature: feature.name)
     }
     # more classes than a sketch has cells: confidence still tells of a change
-    if len(class_names) <= MAX_BINS:
+    if 0 < len(class_names) <= MAX_BINS and not (classes == NO_CLASS).all():
         spec = CategoricalSpec(list(class_names))
         columns["prediction"] = BaselineColumn(spec, count_categorical(classes, spec))
     columns["confidence"] = _numeric(confidence)
@@ -57,7 +65,14 @@ def make_baseline(
     columns["latency_us"] = BaselineColumn(
         latency, NumericCounts(n=0, bins=[0] * (len(LATENCY_EDGES) - 1))
     )
-    return to_msgpack(Baseline(columns, n=len(rows)))
+    return to_msgpack(Baseline(columns, n=len(answers)))
+
+
+def as_rows(ports: Ports, values: NDArray[Any]) -> NDArray[Any]:
+    """Return samples, or answers to them, as the rows that a device counts."""
+    if not ports.by_sample or values.ndim < 2:
+        return values
+    return values.reshape(-1, *values.shape[2:])
 
 
 def summarise(name: str, kind: str, rows: NDArray[Any]) -> NDArray[np.float32]:

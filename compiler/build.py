@@ -1,66 +1,56 @@
 """A build, from a recipe to a bundle: this file explains the rest of the compiler.
 
-    recipe.py      what to build, from which files
-    candidates.py  everything read, then each form of the model in turn:
-        passes.py     the model checked, in opset 17
-        rows.py       its data sets
-        runtime.py    how models are run here
-        calibrate.py  ranges of its tensors
-        quantize.py   its int8 form
-        evaluate.py   accuracy against fp32, paired
-        latency.py    CPU time against fp32
-        gate.py       whether it ships, and why
-    golden.py      what every variant must answer
-    baseline.py    what ordinary data looks like
-    card.py        what people read
-    lock.py        what cannot be computed again
-    record.py      what was measured, and where
+    recipe.py       what to build, from which files, and what it must reach
+    materials.py    everything read and checked:
+        passes.py      the model checked, in opset 17; external.py: one file
+        data.py        its data sets, from files or functions
+        ports.py       how their samples go into its inputs
+    search.py       forms in order of worth, within a budget:
+        candidates.py  each made, compared with fp32, timed, judged
+        calibrate.py   ranges of its tensors
+        quantize.py    8 bits; pack.py: fewer bytes, and float as it runs
+        sensitivity.py which layers must stay in float
+        metrics.py     how good; evaluate.py: against fp32, paired
+        latency.py     CPU time against fp32; footprint.py: memory
+        gate.py        whether it ships, and why
+    assemble.py     the manifest and the layers:
+        golden.py      what every variant must answer
+        baseline.py    what ordinary data looks like
+        card.py        what people read
+    lock.py         what cannot be computed again
+    elsewhere.py    the metric on CPUs that this machine is not
+    record.py       what was measured, and where; report.py: for people
 
-fp32 is always built and always the last variant; a quantized one that passes the
-gate goes before it. The manifest and every layer are functions of recipe, data and
-lock alone: no timing, no date, no path.
+fp32 is always built and ships last, unless a limit on bytes keeps it out; of the forms
+that pass the gate the one of most worth goes before it. The manifest and every layer
+are functions of recipe, data and lock alone: no timing, no date, no path.
 """
 
 import io
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from compiler.baseline import make_baseline
-from compiler.candidates import Candidate, Materials, evaluate_reference, gather, try_int8
-from compiler.card import make_card
-from compiler.evaluate import Quality
-from compiler.golden import make_golden
+from compiler.assemble import assemble, reason_of
+from compiler.candidates import Candidate, Workshop
+from compiler.elsewhere import measure_elsewhere
 from compiler.host import Host, this_host, tools
-from compiler.lock import Choice, Inputs, Lock, check_lock
+from compiler.lock import Choice, Lock, check_lock
+from compiler.materials import Materials, gather
 from compiler.recipe import Recipe, Source
-from compiler.record import Record, VariantRecord
-from compiler.runtime import run_rows
+from compiler.record import ElsewhereRecord, Record, VariantRecord
+from compiler.search import best, repeat, search, suggested
 from skerry.bundle import oci_manifest, write_bundle
 from skerry.canonical import sha256, to_json
-from skerry.errors import UsageError
-from skerry.manifest import (
-    Accuracy,
-    CandidateReport,
-    Evaluation,
-    FeatureSpec,
-    FileRef,
-    Lineage,
-    Manifest,
-    PredictionSpec,
-    TensorSpec,
-    Variant,
-)
-from skerry.profile import ANY_CLASS, DeviceProfile
+from skerry.errors import GateError, UsageError
+from skerry.manifest import Manifest
+from skerry.profile import DeviceProfile
 
 __all__ = ["Built", "build"]
 
 PROVIDER: Final = "CPUExecutionProvider"
-MIN_AGENT: Final = "0.1.0"
 
 Tell = Callable[[str], None]
 
@@ -90,6 +80,7 @@ def build(
     now: datetime,
     profile: DeviceProfile | None = None,
     lock: Lock | None = None,
+    emulate: str | None = None,
     tell: Tell = lambda _: None,
 ) -> Built:
     """Build a recipe's bundle.
@@ -99,14 +90,17 @@ def build(
         now: for the record.
         profile: hardware to build for; this machine, where left out.
         lock: repeat its choices instead of deciding by new measurements.
+        emulate: a class of CPU on which what ships is measured too (`emulate.CPUS`).
         tell: called with each step, for a person who waits.
 
     Raises:
-        GateError: even fp32 is not good enough.
+        GateError: even fp32 is not good enough, nothing fits the limits, or what ships does
+            not hold on the emulated CPU.
         RefusedError: the model is none that Skerry ships.
         FormatError: a file is damaged.
         UsageError: recipe, data and model do not fit together, or the lock is another's.
     """
+    began = time.monotonic()
     host = this_host()
     if profile is not None and PROVIDER not in profile.providers:
         raise UsageError(f"profile {profile.id}: the compiler builds for {PROVIDER} only so far")
@@ -114,25 +108,35 @@ def build(
     materials = gather(source)
     if lock is not None:
         check_lock(lock, materials.inputs)
-    notes = list(materials.graph.notes)
+    workshop = Workshop(
+        materials, elsewhere=profile is not None and profile.platform != host.platform
+    )
+    workshop.notes += materials.graph.notes
     tell("evaluate fp32")
-    reference = evaluate_reference(materials)
-    candidates: list[Candidate] = []
-    verdicts = {c.precision: c.verdict for c in lock.choices} if lock is not None else {}
-    elsewhere = profile is not None and profile.platform != host.platform
-    for precision in dict.fromkeys(p for p in source.recipe.precisions.try_ if p != "fp32"):
-        tell(f"build and measure {precision}")
-        verdict = verdicts.get(precision)
-        candidates.append(try_int8(materials, reference, verdict, notes, elsewhere=elsewhere))
+    reference = workshop.reference
+    if lock is not None:
+        tried = repeat(workshop, lock.choices, tell)
+    else:
+        tried = search(workshop, _forms(workshop, source.recipe), source.recipe.search, tell)
+    if workshop.elsewhere:
+        workshop.notes.append("latency was measured on another platform than the profile's")
+    first = _first(tried, lock, source.recipe)
+    shipped = [c for c in (first, reference if reference.accepted else None) if c is not None]
+    if not shipped:
+        raise GateError(_nothing_fits(source.recipe, [*tried, reference]))
+    elsewhere = []
+    if emulate is not None:
+        tell(f"measure on an emulated {emulate}")
+        elsewhere = measure_elsewhere(materials, shipped, emulate)
     tell("assemble the bundle")
-    tried = [*candidates, reference]
+    everything = [*tried, reference]
     measured_on = lock.hw_class if lock is not None else host.hw_class
-    manifest, layers = assemble(source, materials, tried, measured_on)
+    manifest, layers = assemble(source, materials, everything, shipped, measured_on)
     if lock is not None and lock.bundle != sha256(oci_manifest(to_json(manifest), layers)):
         # what was measured there is not what is measured here, so it must not say so
         measured_on = host.hw_class
-        manifest, layers = assemble(source, materials, tried, measured_on)
-        notes.append(
+        manifest, layers = assemble(source, materials, everything, shipped, measured_on)
+        workshop.notes.append(
             f"differs from the lock's bundle {lock.bundle}, which was built on {lock.hw_class} "
             f"with onnxruntime {lock.tools.onnxruntime}"
         )
@@ -142,145 +146,84 @@ def build(
         model=manifest.model,
         model_version=manifest.model_version,
         inputs=materials.inputs,
-        choices=[Choice(c.precision, c.verdict) for c in candidates],
+        choices=[Choice(c.form, c.verdict, list(c.left), c is first) for c in tried],
         bundle=digest,
         hw_class=measured_on,
         tools=tools(),
     )
-    profile_id = "this machine" if profile is None else profile.id
-    record = make_record(digest, materials, tried, host, notes, now, profile_id)
+    record = _record(
+        digest, workshop, everything, shipped, host, now,
+        profile="this machine" if profile is None else profile.id,
+        seconds=time.monotonic() - began, elsewhere=elsewhere,
+    )  # fmt: skip
     return Built(digest, file.getvalue(), manifest, new_lock, record)
 
 
-def assemble(
-    source: Source,
-    materials: Materials,
-    tried: list[Candidate],
-    isa: str,
-) -> tuple[Manifest, dict[str, bytes]]:
-    """Return the manifest and the layers, by file name.
+def _forms(workshop: Workshop, recipe: Recipe) -> list[str]:
+    given = recipe.precisions.try_
+    if isinstance(given, str):
+        return suggested(workshop, recipe.gate)
+    return [form for form in dict.fromkeys(given) if form != "fp32"]
 
-    Args:
-        source: the recipe.
-        materials: of this build.
-        tried: every candidate in order of preference, fp32 last.
-        isa: class of the machine that measured the metric.
-    """
-    shipped = [c for c in tried if c.accepted]
-    recipe, graph, output = source.recipe, materials.graph, source.recipe.metric.output
-    first, reference = shipped[0], shipped[-1]
-    assert reference.outputs is not None
-    names = class_names(recipe, reference.outputs[output])
-    evaluation = Evaluation(
-        metric=recipe.metric.name,
-        n=len(materials.labels),
-        reference=_quality(reference).value,
-        candidates=[_report(c, first) for c in tried],
+
+def _first(tried: list[Candidate], lock: Lock | None, recipe: Recipe) -> Candidate | None:
+    """Return the first choice: as the lock says, where it still passes the gate."""
+    if lock is None:
+        return best(tried, recipe.gate)
+    chosen = [c for c, choice in zip(tried, lock.choices, strict=True) if choice.shipped]
+    return next((c for c in chosen if c.accepted), None)
+
+
+def _nothing_fits(recipe: Recipe, tried: list[Candidate]) -> str:
+    told = "; ".join(f"{c.name}: {c.reason}" for c in tried)
+    return (
+        f"{recipe.model.name} {recipe.model.version}: no form of it passes the gate: {told}. "
+        "Nothing was built; make the model smaller, or loosen the gate knowingly"
     )
-    outputs = [_named(spec, names) if spec.name == output else spec for spec in graph.outputs]
-    lineage = _lineage(recipe, materials.inputs)
-    baseline_output = run_rows(first.session, materials.port, materials.baseline)[output]
-    others = [c.outputs for c in shipped[:-1] if c.outputs is not None]
-    layers = {
-        **{f"model-{c.precision}.onnx": c.data for c in shipped},
-        "golden.msgpack": make_golden(
-            materials.port, materials.evaluation, reference.outputs, others, output
-        ),
-        "baseline.msgpack": make_baseline(
-            materials.baseline, baseline_output, recipe.features, names
-        ),
-        "evaluation.json": to_json(evaluation),
-        "README.md": make_card(recipe, evaluation, graph.inputs, outputs, lineage.data),
-    }
-
-    def file(name: str) -> FileRef:
-        return FileRef(sha256(layers[name]), len(layers[name]))
-
-    def variant(c: Candidate) -> Variant:
-        quality = _quality(c)
-        return Variant(
-            id=f"{c.precision}-cpu",
-            file=file(f"model-{c.precision}.onnx"),
-            precision="int8" if c.precision == "int8" else "fp32",
-            provider=PROVIDER,
-            hw_classes=[ANY_CLASS],  # seven-bit weights cannot saturate: every CPU answers alike
-            opset=graph.opset,
-            min_agent=MIN_AGENT,
-            accuracy=Accuracy(recipe.metric.name, quality.value, quality.n, isa),
-        )
-
-    manifest = Manifest(
-        model=recipe.model.name,
-        model_version=recipe.model.version,
-        variants=[variant(c) for c in shipped],
-        inputs=list(graph.inputs),
-        outputs=outputs,
-        prediction=PredictionSpec(output, "argmax"),
-        features=[
-            FeatureSpec(name, kind, recipe.data.input)
-            for name, kind in sorted(recipe.features.items())
-        ],
-        golden=file("golden.msgpack"),
-        baseline=file("baseline.msgpack"),
-        evaluation=file("evaluation.json"),
-        card=file("README.md"),
-        lineage=lineage,
-    )
-    return manifest, layers
 
 
-def class_names(recipe: Recipe, output: NDArray[Any]) -> list[str]:
-    """Return the recipe's class names, or numbers where it has none.
-
-    Raises:
-        UsageError: not one name per value of the output.
-    """
-    count = int(np.prod(output.shape[1:]))
-    names = recipe.classes.names or [str(position) for position in range(count)]
-    if len(names) != count or len(set(names)) != count:
-        raise UsageError(
-            f"expected {count} different names in classes.names, one per value of "
-            f"{recipe.metric.output!r}; got {len(names)}"
-        )
-    return names
-
-
-def make_record(
+def _record(
     digest: str,
-    materials: Materials,
+    workshop: Workshop,
     tried: list[Candidate],
+    shipped: list[Candidate],
     host: Host,
-    notes: list[str],
     now: datetime,
+    *,
     profile: str,
+    seconds: float,
+    elsewhere: list[ElsewhereRecord],
 ) -> Record:
     """Return what was measured, timings included."""
+    materials: Materials = workshop.materials
     recipe, timed = materials.recipe, [c.latency for c in tried if c.latency is not None]
     reference_us = timed[0].reference_us if timed else None
-    first = next(c for c in tried if c.accepted)
     return Record(
         bundle=digest,
         model=recipe.model.name,
         model_version=recipe.model.version,
         metric=recipe.metric.name,
-        n=len(materials.labels),
-        variants=[_measured(c, first, reference_us) for c in tried],
+        n=materials.n,
+        variants=[_measured(c, shipped, reference_us) for c in tried],
         host=host,
         tools=tools(),
         profile=profile,
         latency_rounds=timed[0].rounds if timed else 0,
         latency_runs=timed[0].runs if timed else 0,
-        notes=notes,
+        notes=workshop.notes,
         built_at=now.isoformat(),
+        evaluations=workshop.evaluations,
+        seconds=round(seconds, 2),
+        elsewhere=elsewhere,
     )
 
 
-def _measured(c: Candidate, first: Candidate, reference_us: float | None) -> VariantRecord:
+def _measured(c: Candidate, shipped: list[Candidate], reference_us: float | None) -> VariantRecord:
     quality, latency = c.quality, c.latency
-    is_reference = c.precision == "fp32"
+    is_reference = c.form == "fp32"
     return VariantRecord(
-        precision=c.precision,
-        bytes=len(c.data),
+        precision=c.form,
+        bytes=c.size,
         accuracy=quality.value if quality else None,
         agreement=quality.agreement if quality else None,
         drop_interval=(quality.drop_low, quality.drop_high)
@@ -290,42 +233,9 @@ def _measured(c: Candidate, first: Candidate, reference_us: float | None) -> Var
         latency_interval=(latency.low, latency.high) if latency else None,
         latency_us=reference_us if is_reference else latency.median_us if latency else None,
         verdict=None if is_reference else c.verdict,
-        chosen=c is first,
-        shipped=c.accepted,
-        reason=_reason(c, first),
-    )
-
-
-def _report(c: Candidate, first: Candidate) -> CandidateReport:
-    value = c.quality.value if c.quality else None
-    return CandidateReport(c.precision, len(c.data), value, c is first, _reason(c, first))
-
-
-def _reason(c: Candidate, first: Candidate) -> str:
-    if c.precision != "fp32":
-        return c.reason
-    if c is first:
-        return "first choice: no smaller form passed the gate"
-    return f"ships too, for devices on which {first.precision} cannot run"
-
-
-def _quality(c: Candidate) -> Quality:
-    assert c.quality is not None
-    return c.quality
-
-
-def _named(spec: TensorSpec, names: list[str]) -> TensorSpec:
-    return TensorSpec(spec.name, spec.datatype, spec.shape, class_names=names)
-
-
-def _lineage(recipe: Recipe, inputs: Inputs) -> Lineage:
-    given = recipe.lineage.data
-    said = given if isinstance(given, dict) else {"source": given} if given else {}
-    data = {
-        "calibration": inputs.calibration,
-        "evaluation": inputs.evaluation,
-        "baseline": inputs.baseline,
-    }
-    return Lineage(
-        recipe=inputs.recipe, model_file=inputs.model, data=said | data, run=recipe.lineage.run
+        chosen=c is shipped[0],
+        shipped=any(c is other for other in shipped),
+        reason=reason_of(c, shipped),
+        sqnr_db=quality.sqnr_db if quality and not is_reference else None,
+        left_float=list(c.left),
     )

@@ -1,4 +1,4 @@
-"""Calibration: the range of every float tensor over real rows, taken once.
+"""Calibration: the range of every float tensor over real samples, taken once.
 
 Ranges are the smallest and largest value (min-max): once weights keep to seven bits,
 percentile and entropy change little (measured), and min-max needs no histogram.
@@ -15,27 +15,25 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from compiler.quantize import OP_TYPES
-from compiler.runtime import Port
+from compiler.ports import Arrays, Ports, count
+from compiler.quantize import OP_TYPES, Ranges
 from skerry.errors import RefusedError
 
-__all__ = ["Ranges", "calibrate"]
+__all__ = ["calibrate"]
 
 BATCH: Final = 32
 
-Ranges = dict[str, tuple[float, float]]  # tensor -> smallest and largest value, by name
 
-
-def calibrate(model: onnx.ModelProto, port: Port, rows: NDArray[Any]) -> Ranges:
+def calibrate(model: onnx.ModelProto, ports: Ports, arrays: Arrays) -> Ranges:
     """Return the range of every tensor that quantization may touch.
 
     Args:
         model: prepared, with shapes.
-        port: its input.
-        rows: [n, ...] as `Port.fit` returns them.
+        ports: its inputs.
+        arrays: as `Ports.fit` returns them.
 
     Raises:
-        RefusedError: the model fails on the rows, or gives values that are not finite.
+        RefusedError: the model fails on the samples, or gives values that are not finite.
     """
     with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
         path = Path(folder, "model.onnx")
@@ -49,7 +47,7 @@ def calibrate(model: onnx.ModelProto, port: Port, rows: NDArray[Any]) -> Ranges:
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NaN, which is refused below
-                calibrator.collect_data(_Reader(port, rows))
+                calibrator.collect_data(_Reader(ports, arrays))
                 found = calibrator.compute_data()
         except Exception as error:  # onnxruntime's errors share no base class but this
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
@@ -59,21 +57,22 @@ def calibrate(model: onnx.ModelProto, port: Port, rows: NDArray[Any]) -> Ranges:
         low, high = (float(np.asarray(value).item()) for value in found[name].range_value)
         if not (high - low < float("inf")):
             raise RefusedError(
-                f"tensor {name[:80]!r} is not finite on the calibration rows: {low} to {high}"
+                f"tensor {name[:80]!r} is not finite on the calibration samples: {low} to {high}"
             )
         ranges[name] = (low, high)
     return ranges
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc] # it has no types
-    """Rows in batches, as the calibrator wants them."""
+    """Samples in batches, as the calibrator wants them."""
 
-    def __init__(self, port: Port, rows: NDArray[Any]) -> None:
-        step = port.shape[0] if port.shape[0] > 0 else BATCH
+    def __init__(self, ports: Ports, arrays: Arrays) -> None:
+        step, n = min(BATCH, ports.step(arrays)), count(arrays)
+        step = max(step, ports.fixed)
         # a fixed batch is filled only by whole steps; a rest of it is left out
-        last = len(rows) - len(rows) % step if port.shape[0] > 0 else len(rows)
-        self._feeds: Iterator[dict[str, NDArray[Any]]] = iter(
-            [{port.name: rows[start : start + step]} for start in range(0, last, step)]
+        last = n - n % step if ports.fixed and n >= step else n
+        self._feeds: Iterator[dict[str, NDArray[Any]]] = (
+            ports.call(arrays, start, start + step)[0] for start in range(0, last, step)
         )
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:

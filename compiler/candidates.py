@@ -1,201 +1,247 @@
-"""Candidates: the forms of one model that a build tries, measured on the same rows.
+"""Candidates: the forms of one model that a build tries, measured on the same samples.
 
-fp32 is the reference and must reach the gate by itself. int8 is measured against it;
-one that cannot be built is refused with the reason, and the build goes on.
+fp32 is the reference and must reach the gate by itself. Another is made, run, compared
+with it, and, once its outputs hold, timed against it; one that cannot be made is refused
+with the reason, and the build goes on. A form is made of the model prepared once and of
+ranges calibrated once (`Workshop`).
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, Literal
 
-import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compiler.calibrate import calibrate
 from compiler.evaluate import Quality, compare
-from compiler.gate import check_reference, rule
+from compiler.footprint import measure_mb
+from compiler.gate import check_reference, holds, rule
 from compiler.latency import Latency, Verdict, judge, measure
-from compiler.lock import Inputs
-from compiler.passes import Graph, load_graph, prepare
-from compiler.quantize import quantize
-from compiler.recipe import Recipe, Source
-from compiler.rows import Rows, read_rows, spread
-from compiler.runtime import Outputs, Port, open_session, run_rows
-from skerry.canonical import sha256
-from skerry.errors import RefusedError, UsageError
+from compiler.materials import Materials, check_reference_labels
+from compiler.pack import pack_weights
+from compiler.passes import complete_types, prepare
+from compiler.ports import Arrays
+from compiler.quantize import Ranges, quantize_dynamic, quantize_static
+from compiler.runtime import Outputs, one_call, open_session, run_samples
+from skerry.errors import RefusedError
 
-__all__ = ["Candidate", "Materials", "evaluate_reference", "gather", "try_int8"]
+__all__ = ["Candidate", "Precision", "Workshop", "evaluate_reference", "precision_of"]
 
-MAX_CALIBRATION_ROWS: Final = 512
-CHECK_ROWS: Final = 32  # on which a raised opset must answer as before
-CHECK_RTOL: Final = 1e-3
+Precision = Literal["fp32", "int8", "fp16", "int4"]
+Blame = Literal["quality", "size", "speed", "form", ""]
+
+BITS: Final = {"int8-weights": 8, "fp16": 16, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One form of the model, and what became of it; `data` is empty where it failed."""
+    """One form of the model, and what became of it; `data` is empty where it failed.
 
-    precision: str
+    Attributes:
+        form: of `recipe.FORMS`, or fp32.
+        left: names of the regions that were left in float.
+        data: the model's bytes.
+        reason: why it ships or not, in words, without a timing.
+        blames: what is in its way.
+    """
+
+    form: str
     data: bytes
     reason: str
+    left: tuple[str, ...] = ()
     outputs: Outputs | None = None
     session: ort.InferenceSession | None = None
     quality: Quality | None = None
     latency: Latency | None = None
     verdict: Verdict = "undecided"
     accepted: bool = False
+    blames: Blame = ""
+    size: int = 0  # bytes, also where they are not kept
+
+    @property
+    def name(self) -> str:
+        """The form, and how many regions were left in float."""
+        many = len(self.left)
+        return self.form if not many else f"{self.form}, {many} left in float"
+
+    def without_outputs(self) -> "Candidate":
+        """Return it as it is reported: what only a shipped one needs takes memory."""
+        return self if self.accepted else replace(self, outputs=None, session=None, data=b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Materials:
-    """What every candidate of one build is made of and measured on."""
-
-    recipe: Recipe
-    graph: Graph
-    port: Port
-    calibration: NDArray[Any]
-    evaluation: NDArray[Any]
-    labels: NDArray[np.int64]
-    baseline: NDArray[Any]
-    inputs: Inputs
+def precision_of(form: str) -> Precision:
+    """Return the precision of a form, as the manifest says it."""
+    return form.split("-")[0]  # type: ignore[return-value] # the forms are checked in the recipe
 
 
-def gather(source: Source) -> Materials:
-    """Read and check everything that a recipe names.
+class Workshop:
+    """Makes and measures candidates; prepares and calibrates the model once, when first needed."""
 
-    Raises:
-        FormatError: a file is damaged.
-        RefusedError: the model is none that Skerry ships.
-        UsageError: recipe, data and model do not fit together.
-    """
-    recipe, files = source.recipe, source.files
-    graph = load_graph(files.model)
-    if len(graph.inputs) != 1 or graph.inputs[0].name != recipe.data.input:
-        names = ", ".join(spec.name for spec in graph.inputs)
-        raise UsageError(
-            f"expected a model with the one input {recipe.data.input!r} (data.input), "
-            f"{files.model.name} has {names}"
+    def __init__(self, materials: Materials, *, elsewhere: bool = False) -> None:
+        """Open a workshop.
+
+        Args:
+            materials: of the build.
+            elsewhere: the profile's platform is not this machine's, so its speed is not known.
+        """
+        self.materials: Final = materials
+        self.notes: list[str] = []
+        self.elsewhere: Final = elsewhere
+        self.evaluations = 0
+
+    @cached_property
+    def prepared(self) -> onnx.ModelProto:
+        """The model folded and with shapes, its nodes named."""
+        model, how = prepare(self.materials.graph)
+        self.notes.append(how)
+        materials = self.materials
+        found = complete_types(model, one_call(materials.ports, materials.calibration))
+        if found:
+            self.notes.append(f"types of {found} tensors found by running the model")
+        return model
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """The range of every tensor."""
+        return calibrate(self.prepared, self.materials.ports, self.materials.calibration)
+
+    @cached_property
+    def reference(self) -> Candidate:
+        """fp32, evaluated."""
+        return evaluate_reference(self.materials)
+
+    def make(self, form: str, *, leave: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> bytes:
+        """Return a form's bytes.
+
+        Args:
+            form: of `recipe.FORMS`.
+            leave: names of nodes to leave in float.
+            only: names of the only nodes to quantize.
+
+        Raises:
+            RefusedError: the model has no such form.
+        """
+        if form in BITS:
+            return pack_weights(self.materials.graph.data, BITS[form])
+        if form == "int8-dynamic":
+            return quantize_dynamic(self.prepared, leave=leave)
+        return quantize_static(
+            self.prepared, self.ranges, only=only, leave=leave, unsigned=form == "int8-u8u8"
         )
-    if recipe.metric.output not in {spec.name for spec in graph.outputs}:
-        names = ", ".join(spec.name for spec in graph.outputs)
-        raise UsageError(
-            f"expected an output {recipe.metric.output!r} (metric.output), "
-            f"{files.model.name} has {names}"
-        )
-    port = Port.of(graph.inputs[0])
-    inputs = Inputs(
-        recipe=source.digest,
-        model=sha256(files.model.read_bytes()),
-        calibration=sha256(files.calibration.read_bytes()),
-        evaluation=sha256(files.evaluation.read_bytes()),
-        baseline=sha256(files.baseline.read_bytes()),
-    )
-    if inputs.evaluation == inputs.calibration:
-        raise UsageError(
-            "expected evaluation data of its own, data.evaluation equals data.calibration: "
-            "int8 would be judged on the rows that it was fitted to"
-        )
 
-    def rows(name: str, *, labelled: bool) -> Rows:
-        path = getattr(files, name)
-        found = read_rows(path, recipe.data.input, recipe.data.label, labelled=labelled)
-        return replace(found, inputs=port.fit(found.inputs))
+    def run(self, data: bytes, samples: Arrays) -> Outputs:
+        """Run a model on samples."""
+        needed = self.materials.recipe.metric.output
+        return run_samples(open_session(data), self.materials.ports, samples, needed)
 
-    calibration = rows("calibration", labelled=False).inputs
-    check_same_answers(files.model, graph, port, calibration[:CHECK_ROWS])
-    evaluation = rows("evaluation", labelled=True)
-    assert evaluation.labels is not None
-    return Materials(
-        recipe=recipe,
-        graph=graph,
-        port=port,
-        calibration=calibration[spread(len(calibration), MAX_CALIBRATION_ROWS)],
-        evaluation=evaluation.inputs,
-        labels=evaluation.labels,
-        baseline=rows("baseline", labelled=False).inputs,
-        inputs=inputs,
-    )
+    def evaluate(
+        self, form: str, *, left: tuple[str, ...] = (), leave: tuple[str, ...] = ()
+    ) -> Candidate:
+        """Make a form and compare its outputs with fp32's; not timed yet.
 
-
-def check_same_answers(path: Path, graph: Graph, port: Port, rows: NDArray[Any]) -> None:
-    """Refuse a model that answers otherwise since its opset was raised.
-
-    Raises:
-        RefusedError: it does.
-    """
-    given = path.read_bytes()
-    if given == graph.data:
-        return
-    before = run_rows(open_session(given), port, rows)
-    after = run_rows(open_session(graph.data), port, rows)
-    for name, values in before.items():
-        if not np.allclose(after[name], values, rtol=CHECK_RTOL, atol=CHECK_RTOL, equal_nan=True):
-            raise RefusedError(
-                f"output {name!r} changes when the opset is raised to {graph.opset}; "
-                f"export the model with opset {graph.opset} or newer"
+        Args:
+            form: of `recipe.FORMS`.
+            left: names of the regions that stay in float, for the report.
+            leave: the names of all their nodes.
+        """
+        materials, metric = self.materials, self.materials.recipe.metric
+        self.evaluations += 1
+        try:
+            data = self.make(form, leave=leave)
+            session = open_session(data)
+            outputs = run_samples(session, materials.ports, materials.evaluation, metric.output)
+            assert self.reference.outputs is not None
+            quality = compare(
+                metric,
+                outputs[metric.output],
+                self.reference.outputs[metric.output],
+                materials.labels,
+                function=materials.function,
+                slices=materials.slices,
             )
+        except RefusedError as error:
+            return Candidate(form, b"", str(error), left, blames="form")
+        ruling = holds(metric, quality, materials.recipe.gate)
+        return Candidate(
+            form, data, ruling.reason, left, outputs, session, quality,
+            blames=ruling.blames, size=len(data),
+        )  # fmt: skip
+
+    def time(self, candidate: Candidate, known: Verdict | None = None) -> Candidate:
+        """Time a candidate against fp32 and judge it.
+
+        Args:
+            candidate: evaluated.
+            known: the lock's verdict, which holds whatever is measured now.
+        """
+        if candidate.quality is None or candidate.session is None:
+            return candidate
+        recipe = self.materials.recipe
+        call = one_call(self.materials.ports, self.materials.evaluation)
+        assert self.reference.session is not None
+        latency = measure(candidate.session, self.reference.session, call)
+        verdict = known or self._verdict(candidate, latency, call)
+        ruling = rule(
+            recipe.metric,
+            candidate.quality,
+            verdict,
+            recipe.gate,
+            size=len(candidate.data),
+            reference_size=len(self.reference.data),
+        )
+        return replace(
+            candidate,
+            reason=ruling.reason,
+            latency=latency,
+            verdict=verdict,
+            accepted=ruling.accepted,
+            blames=ruling.blames,
+        )
+
+    def _verdict(
+        self, candidate: Candidate, latency: Latency, call: dict[str, NDArray[Any]]
+    ) -> Verdict:
+        gate = self.materials.recipe.gate
+        if gate.max_memory_mb is not None:
+            took = measure_mb(candidate.data, call)
+            self.notes.append(f"{candidate.name} took {took:.1f} MB")
+            if took > gate.max_memory_mb:
+                return "too_large"
+        return "undecided" if self.elsewhere else judge(latency, gate)
+
+    def samples(self, most: int) -> Arrays:
+        """Return a few calibration samples, on which regions are ranked."""
+        return {name: values[:most] for name, values in self.materials.calibration.items()}
 
 
 def evaluate_reference(materials: Materials) -> Candidate:
     """Run fp32 and refuse a model that is not good enough even so.
 
     Raises:
-        GateError: below the gate's `min_value`.
+        GateError: it does not reach the gate's value.
+        UsageError: the labels do not match its output.
     """
     recipe = materials.recipe
+    metric = recipe.metric
     session = open_session(materials.graph.data)
-    outputs = run_rows(session, materials.port, materials.evaluation)
-    output = outputs[recipe.metric.output]
-    quality = compare(output, output, materials.labels)
-    model = f"{recipe.model.name} {recipe.model.version}"
-    check_reference(model, recipe.metric.name, quality, recipe.gate)
-    return Candidate("fp32", materials.graph.data, "", outputs, session, quality, accepted=True)
-
-
-def try_int8(
-    materials: Materials,
-    reference: Candidate,
-    known: Verdict | None,
-    notes: list[str],
-    *,
-    elsewhere: bool,
-) -> Candidate:
-    """Quantize, evaluate, time and judge; a candidate that cannot be built is one refused.
-
-    Args:
-        materials: of this build.
-        reference: fp32, evaluated.
-        known: the lock's verdict, which holds whatever is measured now.
-        notes: taken down for the record.
-        elsewhere: the profile's platform is not this machine's, so its speed is not known.
-    """
-    gate, metric = materials.recipe.gate, materials.recipe.metric
-    try:
-        prepared, how = prepare(materials.graph)
-        notes.append(how)
-        ranges = calibrate(prepared, materials.port, materials.calibration)
-        data = quantize(prepared, ranges)
-        session = open_session(data)
-        outputs = run_rows(session, materials.port, materials.evaluation)
-        assert reference.outputs is not None
-        quality = compare(
-            outputs[metric.output], reference.outputs[metric.output], materials.labels
-        )
-    except RefusedError as error:
-        return Candidate("int8", b"", str(error))
-    latency = measure(session, reference.session, one_call(materials))
-    verdict = known or ("undecided" if elsewhere else judge(latency, gate.max_latency_ratio))
-    if elsewhere:
-        notes.append("latency was measured on another platform than the profile's")
-    ruling = rule(metric.name, quality, verdict, len(data) / len(reference.data), gate)
-    return Candidate(
-        "int8", data, ruling.reason, outputs, session, quality, latency, verdict, ruling.accepted
+    outputs = run_samples(session, materials.ports, materials.evaluation, metric.output)
+    output: Any = outputs[metric.output]
+    check_reference_labels(materials, output)
+    quality = compare(
+        metric,
+        output,
+        output,
+        materials.labels,
+        function=materials.function,
+        slices=materials.slices,
     )
-
-
-def one_call(materials: Materials) -> dict[str, NDArray[Any]]:
-    """Return the smallest input that the model takes: one row, or its fixed batch."""
-    rows = materials.evaluation
-    batch = max(1, materials.port.shape[0])
-    return {materials.port.name: np.resize(rows[:batch], (batch, *rows.shape[1:]))}
+    check_reference(f"{recipe.model.name} {recipe.model.version}", metric, quality, recipe.gate)
+    size, most = len(materials.graph.data), recipe.gate.max_bytes
+    fits = most is None or size <= most
+    reason = "" if fits else f"{size} bytes, more than {most}"
+    return Candidate(
+        "fp32", materials.graph.data, reason, (), outputs, session, quality,
+        accepted=fits, size=size,
+    )  # fmt: skip

@@ -42,8 +42,10 @@ def make_card(
         ),
         _classes(recipe),
         "## Evaluation",
-        f"{evaluation.metric.capitalize()} on {evaluation.n} rows; the gate takes at most "
-        f"{recipe.gate.max_drop:g} below fp32 and at least {recipe.gate.min_value:g}.",
+        f"{evaluation.metric.capitalize()} on {evaluation.n} samples, measured on "
+        f"{evaluation.isa}; other classes of hardware are unmeasured until a device of theirs has "
+        f"run the golden set. The gate takes at most {recipe.gate.max_drop:g} worse than fp32"
+        f"{_limit(recipe)}.",
         _table(
             ("precision", "bytes", evaluation.metric, "first choice", "why"),
             [_candidate(candidate) for candidate in evaluation.candidates],
@@ -87,8 +89,18 @@ def _classes(recipe: Recipe) -> str:
     return f"Classes, in this order: {', '.join(map(_text, names))}." if names else ""
 
 
+def _limit(recipe: Recipe) -> str:
+    gate = recipe.gate
+    if gate.min_value is not None:
+        return f" and at least {gate.min_value:g}"
+    return f" and at most {gate.max_value:g}" if gate.max_value is not None else ""
+
+
 def _features(recipe: Recipe) -> str:
-    watched = [f"- {name}: `{kind}` of the input" for name, kind in sorted(recipe.features.items())]
+    watched = [
+        f"- {name}: `{notes if isinstance(notes, str) else notes.kind}` of the input"
+        for name, notes in sorted(recipe.features.items())
+    ]
     return "\n".join([*watched, "- predictions, their confidence, and latency"])
 
 

@@ -1,4 +1,4 @@
-"""The command build; the others live in `compiler.cli_release`."""
+"""The command build; the others live in `compiler.cli_release` and `compiler.cli_sign`."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,36 +20,58 @@ from compiler.command import (
     passphrase_option,
     write_file,
 )
+from compiler.data import read_data
 from compiler.lock import lock_bytes, read_lock
 from compiler.recipe import load_profile, read_recipe
 from compiler.record import VariantRecord, seal_record
+from compiler.report import html_report, markdown_report
+from compiler.starter import starter_recipe
+from skerry.errors import ConflictError, UsageError
 from skerry.io.signers import KEY_HELP
 
 __all__ = ["build"]
 
+LABELS = ("label", "labels", "target", "y")  # what data sets call their right answers
+
 
 @click.command(cls=Command)
 @click.argument("recipe", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Directory for the bundle.")
+@click.option("--out", type=PATH, help="Directory for the bundle.")
 @click.option("--profile", type=PATH, help="Device profile to build for; default: this machine.")
 @click.option("--lock", type=PATH, help="Repeat the choices of this lock: same bytes again.")
+@click.option("--emulate", metavar="ISA", help="Measure what ships on another CPU too: avx2.")
 @click.option("--key", metavar="KEY", help=f"Signs the evaluation record. {KEY_HELP}")
 @passphrase_option
+@click.option("--init", "init", is_flag=True, help="RECIPE is a model: write a recipe for it.")
+@click.option("--data", metavar="DATA", help="With --init: one data set, to be divided.")
 @json_option
 def build(
     recipe: Path,
-    out: Path,
+    out: Path | None,
     profile: Path | None,
     lock: Path | None,
+    emulate: str | None,
     key: str | None,
     passphrase_file: Path | None,
+    init: bool,
+    data: str | None,
     as_json: bool,
 ) -> None:
     """Build a bundle from RECIPE: check, quantize, evaluate, gate.
 
-    Writes the bundle, its lock, and a record of what was measured. A variant that is
-    not good enough, or not proven faster, is left out with the reason; fp32 always ships.
+    Writes the bundle, its lock, a record of what was measured, and a report as Markdown and as
+    one HTML page. A variant that is not good enough, or not proven faster, is left out with
+    the reason; fp32 always ships.
+
+    With --init, RECIPE is an ONNX model, and a commented recipe is written beside it.
     """
+    if init:
+        _init(recipe, data, as_json)
+        return
+    if out is None:
+        raise UsageError("expected a directory for the bundle: give --out")
+    if data is not None:
+        raise UsageError("--data goes with --init; a recipe names its data itself")
     signer = open_key(key, passphrase_file) if key is not None else None
     source = read_recipe(recipe)
     console = Console(stderr=True)
@@ -59,7 +81,8 @@ def build(
             now=datetime.now(UTC),
             profile=load_profile(profile) if profile is not None else None,
             lock=read_lock(lock) if lock is not None else None,
-            tell=lambda step: status.update(f"{source.recipe.model.name}: {step}"),
+            emulate=emulate,
+            tell=lambda step: status.update(f"{source.recipe.model.name}: {escape(step)}"),
         )
     paths = _write_built(out, built, signer)
     if as_json:
@@ -70,6 +93,8 @@ def build(
             "model_version": built.record.model_version,
             "lock": str(paths["lock"]),
             "record": str(paths["record"]),
+            "report": str(paths["page"]),
+            "text": str(paths["text"]),
             "metric": built.record.metric,
             "n": built.record.n,
             "variants": built.record.variants,
@@ -79,8 +104,27 @@ def build(
         return
     console.print(_variants(built.record.variants, built.record.metric))
     for variant in built.record.variants:
-        console.print(f"{variant.precision}: {escape(variant.reason)}", highlight=False)
+        console.print(f"{_named(variant)}: {escape(variant.reason)}", highlight=False)
+    console.print(f"report: {escape(str(paths['page']))}", highlight=False)
     click.echo(paths["bundle"])
+
+
+def _init(model: Path, data: str | None, as_json: bool) -> None:
+    path = model.with_suffix(".toml")
+    if path.exists():
+        raise ConflictError(f"{path} is there already; remove it, or edit it")
+    samples, label = 0, LABELS[0]
+    if data is not None:
+        arrays = read_data(data, model.parent, "--data").arrays
+        samples = min((len(values) for values in arrays.values() if values.ndim), default=0)
+        label = next((name for name in LABELS if name in arrays), "")
+    text = starter_recipe(model, data or "", samples, label)
+    write_file(path, text.encode())
+    if as_json:
+        click.echo(msgspec.json.encode({"recipe": str(path)}))
+        return
+    click.echo(f"next: look at it, then: skerry build {path} --out BUNDLES", err=True)
+    click.echo(path)
 
 
 def _write_built(out: Path, built: Built, signer: Signer | None) -> dict[str, Path]:
@@ -91,6 +135,8 @@ def _write_built(out: Path, built: Built, signer: Signer | None) -> dict[str, Pa
         "bundle": (out / f"{stem}.skerry", built.bundle),
         "lock": (out / f"{stem}.lock", lock_bytes(lock)),
         "record": (out / f"{stem}.{short}.evaluation.json", seal_record(record, signer)),
+        "text": (out / f"{stem}.{short}.report.md", markdown_report(record).encode()),
+        "page": (out / f"{stem}.{short}.report.html", html_report(record).encode()),
     }
     for path, data in files.values():
         write_file(path, data)
@@ -98,12 +144,16 @@ def _write_built(out: Path, built: Built, signer: Signer | None) -> dict[str, Pa
 
 
 def _variants(variants: list[VariantRecord], metric: str) -> Table:
-    table = Table("precision", "bytes", metric, "CPU time to fp32 (95 %)", "chosen")
+    table = Table("form", "bytes", metric, "CPU time to fp32 (95 %)", "chosen")
     for v in variants:
         value = "-" if v.accuracy is None else f"{v.accuracy:.4f}"
         ratio = "-" if v.latency_ratio is None else f"{v.latency_ratio:.2f}"
         if v.latency_interval is not None:
             ratio += f" ({v.latency_interval[0]:.2f} to {v.latency_interval[1]:.2f})"
         chosen = "first" if v.chosen else "too" if v.shipped else "no"
-        table.add_row(v.precision, f"{v.bytes:,}", value, ratio, chosen)
+        table.add_row(escape(_named(v)), f"{v.bytes:,}", value, ratio, chosen)
     return table
+
+
+def _named(v: VariantRecord) -> str:
+    return v.precision if not v.left_float else f"{v.precision}, {len(v.left_float)} in float"

@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from compiler.recipe import Gate
+
 __all__ = ["Latency", "Verdict", "judge", "measure"]
 
 ROUNDS: Final = 40
@@ -23,7 +25,8 @@ MAX_RUNS: Final = 100  # of each, per round
 ROUND_S: Final = 0.004  # CPU time to fill with a round: far above the clock's step
 RESAMPLES: Final = 2000
 
-Verdict = Literal["faster", "slower", "undecided"]
+# what was measured, and cannot be computed again: it is kept in the lock
+Verdict = Literal["faster", "slower", "undecided", "too_large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,16 @@ def ratio_interval(ratios: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def judge(latency: Latency, limit: float) -> Verdict:
-    """Return whether a variant is proven within the limit, proven beyond it, or neither.
+def judge(latency: Latency, gate: Gate) -> Verdict:
+    """Return whether a variant is proven within the gate's limits, proven beyond, or neither.
 
     Args:
         latency: as measured.
-        limit: of the ratio to fp32.
+        gate: the recipe's.
     """
+    if gate.max_latency_us is not None and latency.median_us > gate.max_latency_us:
+        return "slower"
+    limit = gate.latency_ratio
     if latency.high <= limit:
         return "faster"
     return "slower" if latency.low > limit else "undecided"

@@ -31,8 +31,10 @@ class Inputs(msgspec.Struct, frozen=True):
 class Choice(msgspec.Struct, frozen=True):
     """What was found out about one candidate."""
 
-    precision: str
+    form: str
     verdict: Verdict
+    left: list[str] = []  # regions that stay in float
+    shipped: bool = False
 
 
 class Lock(msgspec.Struct, frozen=True):

@@ -2,28 +2,37 @@
 
 In order, the cheap ones first, so that a hostile file costs little:
 
-1. on the wire, before it is parsed (`skerry.onnx_outline`): one file, no tensor's bytes
-   elsewhere; bounded size, depth, nodes and tensors
-2. only operators of ONNX itself, no local functions
+1. tensors from the one file that the recipe names, folded in (`compiler.external`)
+2. on the wire, before it is parsed (`skerry.onnx_outline`): one file, no tensor's bytes
+   elsewhere; bounded size, depth, nodes and tensors; only operators of ONNX itself and those
+   that onnxruntime's quantizer writes, no local functions
 3. a trial in a child process, which may hang, crash or eat memory (`compiler.trial`)
 4. opset raised to 17: below 13 per-channel quantization writes invalid models
-5. `onnx.checker`, then onnxruntime must load it
-6. for quantization: constants folded and shapes inferred, with a fallback
+5. outputs that are no tensors are dropped, or unwrapped: scikit-learn's maps of classes
+6. `onnx.checker`, then onnxruntime must load it
+7. for quantization: constants folded, batch normalisation with them, and shapes inferred,
+   with a fallback; nodes named
 """
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.shape_inference
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs
+from numpy.typing import NDArray
+from onnx import helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from compiler.external import fold_external
 from compiler.runtime import open_session
 from compiler.trial import try_model
 from skerry.errors import FormatError, RefusedError
@@ -71,23 +80,36 @@ class Graph:
     notes: tuple[str, ...]
 
 
-def load_graph(path: Path) -> Graph:
-    """Read a model file and pass it through passes 1 to 5.
+def load_graph(path: Path, *, external: str = "", keep: str = "") -> Graph:
+    """Read a model file and pass it through passes 1 to 6.
+
+    Args:
+        path: of the file.
+        external: the name of the one file beside it from which its tensors may come.
+        keep: the output that is needed; others that are no tensors are dropped.
 
     Raises:
         FormatError: not an ONNX model.
         RefusedError: an ONNX model that Skerry does not ship; the message says why.
     """
     data = read_model(path)
+    notes: list[str] = []
+    if external:
+        data = fold_external(data, path.parent, external)
+        notes.append(f"tensors of {external} folded in")
     check_outline(data, IMPORT)
     try_model(data)
     model = parse(data)
-    notes: list[str] = []
     opset = opset_of(model)
+    changed = False
     if opset < MIN_OPSET:
-        model = raise_opset(model)
-        data = model.SerializeToString(deterministic=True)
+        model, changed = raise_opset(model), True
         notes.append(f"opset {opset} raised to {MIN_OPSET}")
+    dropped = plain_outputs(model, keep)
+    if dropped:
+        notes.append(f"outputs that are no tensors: {', '.join(dropped)}")
+    if changed or dropped:
+        data = model.SerializeToString(deterministic=True)
     check_model(model)
     open_session(data)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -98,6 +120,45 @@ def load_graph(path: Path) -> Graph:
         outputs=tuple(_spec(v) for v in model.graph.output),
         notes=tuple(notes),
     )
+
+
+def plain_outputs(model: onnx.ModelProto, keep: str) -> list[str]:
+    """Drop outputs that are no tensors, or unwrap the one that is needed; say what was done.
+
+    scikit-learn's exporter wraps probabilities in a sequence of maps (`ZipMap`), which no
+    device reads: the tensor before it is what is meant.
+    """
+    graph, done = model.graph, []
+    for value in list(graph.output):
+        if value.type.HasField("tensor_type"):
+            continue
+        maker = next((n for n in graph.node if value.name in n.output), None)
+        if maker is not None and maker.op_type == "ZipMap" and value.name == keep:
+            width = next(
+                (
+                    len(a.ints) or len(a.strings)
+                    for a in maker.attribute
+                    if a.name.startswith("classl")
+                ),
+                -1,
+            )
+            inner = maker.input[0]
+            graph.node.remove(maker)
+            for node in graph.node:
+                node.output[:] = [value.name if name == inner else name for name in node.output]
+                node.input[:] = [value.name if name == inner else name for name in node.input]
+            value.CopyFrom(
+                helper.make_tensor_value_info(
+                    value.name, onnx.TensorProto.FLOAT, ["n", width if width > 0 else "classes"]
+                )
+            )
+            done.append(f"{value.name} unwrapped")
+        elif value.name != keep:
+            if maker is not None and len(maker.output) == 1:
+                graph.node.remove(maker)
+            graph.output.remove(value)
+            done.append(f"{value.name} dropped")
+    return done
 
 
 def read_model(path: Path) -> bytes:
@@ -131,19 +192,19 @@ def parse(data: bytes) -> onnx.ModelProto:
         raise FormatError(f"expected an ONNX model: {error}; export the model again") from None
 
 
-def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in opset 17.
+def raise_opset(model: onnx.ModelProto, opset: int = MIN_OPSET) -> onnx.ModelProto:
+    """Return the model in a higher opset.
 
     Raises:
         RefusedError: the converter cannot.
     """
     try:
-        return onnx.version_converter.convert_version(model, MIN_OPSET)
+        return onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0][:300]
         raise RefusedError(
-            f"opset {opset_of(model)} cannot be raised to {MIN_OPSET}: {reason}; "
-            f"export the model with opset {MIN_OPSET} or newer"
+            f"opset {opset_of(model)} cannot be raised to {opset}: {reason}; "
+            f"export the model with opset {opset} or newer"
         ) from None
 
 
@@ -170,7 +231,8 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
         RefusedError: neither way works.
     """
     failure = ""
-    with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
+    # where it fails, it leaves a file in the directory that the process is in
+    with tempfile.TemporaryDirectory(prefix="skerry-") as folder, contextlib.chdir(folder):
         out = Path(folder, "prepared.onnx")
         for symbolic in (True, False):
             try:
@@ -180,8 +242,51 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
                 failure = failure or type(error).__name__
                 continue
             how = "symbolic" if symbolic else f"plain, since symbolic failed ({failure})"
-            return parse(out.read_bytes()), f"shape inference: {how}"
+            model = parse(out.read_bytes())
+            name_nodes(model)
+            return model, f"shape inference: {how}"
     raise RefusedError(f"the model cannot be prepared for quantization: {failure}")
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, by which it can be left in float."""
+    taken: set[str] = set()
+    for place, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{place}"
+        taken.add(node.name)
+
+
+def complete_types(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]]) -> int:
+    """Note the type of every tensor that shape inference did not reach; return how many.
+
+    It stops at operators that it does not know, such as those of ai.onnx.ml, and the quantizer
+    then leaves everything behind them as it is. Running the model once tells.
+
+    Args:
+        model: prepared; it is changed.
+        feed: one call's tensors.
+    """
+    graph = model.graph
+    known = {v.name for v in (*graph.value_info, *graph.input, *graph.output) if v.HasField("type")}
+    known |= {tensor.name for tensor in graph.initializer}
+    missing = [name for node in graph.node for name in node.output if name and name not in known]
+    if not missing:
+        return 0
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
+    session = open_session(asked.SerializeToString())
+    kinds = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)): kind for kind in DATATYPES}
+    found = 0
+    for name, value in zip(missing, session.run(missing, dict(feed)), strict=True):
+        kind = kinds.get(value.dtype) if isinstance(value, np.ndarray) else None
+        if kind is not None:
+            # the batch may be of any size; the other axes are taken as they came
+            shape = [None, *value.shape[1:]] if value.ndim else []
+            graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+            found += 1
+    return found
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -1,17 +1,20 @@
 """Recipes: what to build, from which files, and what it must reach, as TOML.
 
-    [model]       name, version, file, description
-    [data]        calibration, evaluation, baseline (.npz files), input, label (array names)
-    [metric]      name = "accuracy", output (the output tensor it is read from)
-    [gate]        max_drop, min_value, max_latency_ratio
-    [precisions]  try = ["int8"]
+    [model]       name, version, file, description, external_data
+    [data]        calibration, evaluation, baseline (files or functions), label, input
+    [inputs.X]    what input X needs to know: array, columns, fill, shape, batch
+    [metric]      name, output, postprocess, k, threshold, lower_is_better
+    [gate]        max_drop, min_value or max_value, latency, size, memory, slices
+    [precisions]  try = ["int8", ...], or "auto"
+    [search]      max_evaluations, max_seconds
     [features]    <name> = "<kind of skerry.features>"
     [classes]     names, in the order of the output
-    [lineage]     data, run
+    [lineage]     data, run, git_commit
     [card]        text
 
 Paths are relative to the recipe. An unknown key is an error that names the nearest
-known one: a misspelt gate must not pass for no gate.
+known one: a misspelt gate must not pass for no gate. `docs/howto/write-a-recipe.md`
+explains every key.
 """
 
 import difflib
@@ -28,11 +31,26 @@ from skerry.ids import check_id, check_version
 from skerry.profile import DeviceProfile
 from skerry.toml import MAX_TOML_BYTES, from_toml
 
-__all__ = ["Recipe", "RecipeFiles", "Source", "load_profile", "parse_recipe", "read_recipe"]
+__all__ = [
+    "FORMS",
+    "Gate",
+    "InputNotes",
+    "Metric",
+    "Recipe",
+    "Source",
+    "load_profile",
+    "parse_recipe",
+    "read_recipe",
+]
 
 T = TypeVar("T")
 
-PRECISIONS: Final = ("int8",)  # what a recipe may try besides fp32
+# what a recipe may try besides fp32
+FORMS: Final = ("int8", "int8-dynamic", "int8-u8u8", "int8-weights", "fp16", "int4")
+METRICS: Final = (
+    "accuracy", "top_k", "f1", "auc", "mae", "rmse", "iou", "cosine", "agreement",
+)  # fmt: skip
+LOWER_IS_BETTER: Final = frozenset({"mae", "rmse"})
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +60,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: str
     file: str
     description: str = ""
+    external_data: str = ""  # the one file beside the model from which its tensors may come
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,29 +69,85 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: str
     evaluation: str
     baseline: str
-    input: str
+    input: str = ""  # array for a model with one input, where it is not of the input's name
     label: str = "label"
+
+
+class InputNotes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the compiler cannot see about an input."""
+
+    array: str = ""  # of the data; the input's own name where left out
+    columns: list[str] = []  # arrays of numbers that go in side by side, instead
+    fill: float | None = None  # a constant: state that no data set has
+    shape: list[int] = []  # of that constant
+    batch: bool = True  # false: each sample goes in by itself, without a batch axis
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is measured, and on which output."""
 
     output: str
-    name: Literal["accuracy"] = "accuracy"
+    name: str = "accuracy"
+    postprocess: Literal["argmax", "threshold", "none"] | None = None
+    k: int = 5
+    threshold: float = 0.5
+    lower_is_better: bool = False  # of a function of your own
+
+    @property
+    def falls(self) -> bool:
+        """Whether a lower value is the better one."""
+        return self.lower_is_better or self.name in LOWER_IS_BETTER
+
+    @property
+    def reading(self) -> Literal["argmax", "threshold", "none"]:
+        """How a prediction is read from the output, given or as the metric suggests."""
+        if self.postprocess is not None:
+            return self.postprocess
+        if self.name in ("accuracy", "top_k", "f1", "agreement"):
+            return "argmax"
+        return "threshold" if self.name == "iou" else "none"
+
+
+class SliceGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A gate for parts of the evaluation data: every group must hold its own."""
+
+    array: str
+    max_drop: float | None = None  # as the whole, where left out
+    min_samples: int = 30  # smaller groups are reported, and decide nothing
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a variant must reach to be shipped."""
 
     max_drop: float = 0.01  # of the metric, below fp32
-    min_value: float = 0.0  # of the metric, for every variant
-    max_latency_ratio: float = 0.95  # to fp32, by thread CPU time
+    min_value: float | None = None  # of the metric, for every variant
+    max_value: float | None = None  # the same, where lower is better
+    max_latency_ratio: float | None = None  # to fp32, by thread CPU time
+    max_size_ratio: float | None = None  # asks for bytes: then it need only not be slower
+    max_latency_us: float | None = None  # of one sample, on the profile
+    max_bytes: int | None = None
+    max_memory_mb: float | None = None
+    slices: dict[str, SliceGate] = {}
+
+    @property
+    def latency_ratio(self) -> float:
+        """The limit of the ratio of CPU times that holds."""
+        if self.max_latency_ratio is not None:
+            return self.max_latency_ratio
+        return 0.95 if self.max_size_ratio is None else 1.05
 
 
 class Precisions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The precisions to try; fp32 is always there to fall back to."""
+    """The forms to try; fp32 is always there to fall back to."""
 
-    try_: list[str] = msgspec.field(default_factory=lambda: ["int8"], name="try")
+    try_: list[str] | Literal["auto"] = msgspec.field(default="auto", name="try")
+
+
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much may be spent on the search."""
+
+    max_evaluations: int = 40  # of a whole candidate on all evaluation data
+    max_seconds: float = 300.0
 
 
 class Classes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,11 +156,19 @@ class Classes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: list[str] = []
 
 
+class FeatureNotes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A feature of one of several inputs."""
+
+    kind: str
+    input: str = ""  # the first that data goes into, where left out
+
+
 class LineageNotes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where data and model came from, in the words of whoever keeps them."""
 
     data: str | dict[str, str] = ""
     run: str = ""
+    git_commit: str = ""
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,59 +183,46 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Model
     data: Data
     metric: Metric
+    inputs: dict[str, InputNotes] = {}
     gate: Gate = Gate()
     precisions: Precisions = Precisions()
-    features: dict[str, str] = {}
+    search: Search = Search()
+    features: dict[str, str | FeatureNotes] = {}
     classes: Classes = Classes()
     lineage: LineageNotes = LineageNotes()
     card: Card = Card()
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeFiles:
-    """The files that a recipe names; each exists."""
-
-    model: Path
-    calibration: Path
-    evaluation: Path
-    baseline: Path
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
-    """A recipe with its digest and its files."""
+    """A recipe with its digest, and the folder where its files are."""
 
     recipe: Recipe
     digest: str
-    files: RecipeFiles
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The model's file."""
+        return self.folder / self.recipe.model.file
 
 
 def read_recipe(path: Path) -> Source:
-    """Read a recipe and find its files.
+    """Read a recipe and find its model.
 
     Raises:
-        NotFoundError: the recipe, or a file that it names, does not exist.
+        NotFoundError: the recipe, or the model that it names, does not exist.
         UsageError: not a recipe; the message names the key.
     """
     data = _read(path, "recipe")
     recipe = parse_recipe(data, path.name)
-
-    def find(key: str, name: str) -> Path:
-        found = path.parent / name
-        if not found.is_file():
-            raise NotFoundError(
-                f"{path.name}: {key} names {name!r}, and there is no file {found}; "
-                "correct the path, or make the file"
-            )
-        return found
-
-    files = RecipeFiles(
-        model=find("model.file", recipe.model.file),
-        calibration=find("data.calibration", recipe.data.calibration),
-        evaluation=find("data.evaluation", recipe.data.evaluation),
-        baseline=find("data.baseline", recipe.data.baseline),
-    )
-    return Source(recipe, sha256(data), files)
+    source = Source(recipe, sha256(data), path.parent)
+    if not source.model.exists():
+        raise NotFoundError(
+            f"{path.name}: model.file names {recipe.model.file!r}, and there is no file "
+            f"{source.model}; correct the path, or make the file"
+        )
+    return source
 
 
 def parse_recipe(data: bytes, where: str = "recipe") -> Recipe:
@@ -165,25 +235,24 @@ def parse_recipe(data: bytes, where: str = "recipe") -> Recipe:
     Raises:
         UsageError: not TOML, an unknown or missing key, a value of another type or range.
     """
-    recipe = _convert(_toml(data, where), Recipe, where)
+    recipe = _convert(from_toml(data, where), Recipe, where)
     check_id(recipe.model.name, "model name")
     check_version(recipe.model.version)
-    for name, kind in recipe.features.items():
+    for name, feature in recipe.features.items():
         if not name.isidentifier():
             raise UsageError(f"{where}: expected a feature name such as sharpness, got {name!r}")
-        extractor(kind)
-    unknown = [p for p in recipe.precisions.try_ if p not in (*PRECISIONS, "fp32")]
+        extractor(feature if isinstance(feature, str) else feature.kind)
+    tried = recipe.precisions.try_
+    unknown = [p for p in tried if p not in (*FORMS, "fp32")] if isinstance(tried, list) else []
     if unknown:
         raise UsageError(
-            f"{where}: precisions.try takes {', '.join(PRECISIONS)} (fp32 is always built); "
-            f"got {unknown[0]!r}"
+            f'{where}: precisions.try takes "auto" or a list of {", ".join(FORMS)} '
+            f"(fp32 is always built); got {unknown[0]!r}"
         )
-    gate = recipe.gate
-    if not (0 <= gate.max_drop <= 1 and 0 <= gate.min_value <= 1 and gate.max_latency_ratio > 0):
-        raise UsageError(
-            f"{where}: expected max_drop and min_value of 0 to 1 and a positive max_latency_ratio; "
-            f"got {gate.max_drop}, {gate.min_value} and {gate.max_latency_ratio}"
-        )
+    _check_metric(recipe.metric, where)
+    _check_gate(recipe.gate, recipe.metric, where)
+    if recipe.search.max_evaluations < 1 or recipe.search.max_seconds <= 0:
+        raise UsageError(f"{where}: expected a search of at least one evaluation and some seconds")
     return recipe
 
 
@@ -194,7 +263,38 @@ def load_profile(path: Path) -> DeviceProfile:
         NotFoundError: no such file.
         UsageError: not a profile; the message names the key.
     """
-    return _convert(_toml(_read(path, "device profile"), path.name), DeviceProfile, path.name)
+    return _convert(from_toml(_read(path, "device profile"), path.name), DeviceProfile, path.name)
+
+
+def _check_metric(metric: Metric, where: str) -> None:
+    if metric.name not in METRICS and ":" not in metric.name:
+        near = difflib.get_close_matches(metric.name, METRICS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "or module:function of your own"
+        raise UsageError(
+            f"{where}: metric.name takes {', '.join(METRICS)}; got {metric.name!r}; {hint}"
+        )
+    if metric.k < 1:
+        raise UsageError(f"{where}: expected a metric.k of at least 1, got {metric.k}")
+
+
+def _check_gate(gate: Gate, metric: Metric, where: str) -> None:
+    wrong = gate.min_value if metric.falls else gate.max_value
+    if wrong is not None:
+        given, better = ("min", "max") if metric.falls else ("max", "min")
+        raise UsageError(
+            f"{where}: {metric.name} is better the {'lower' if metric.falls else 'higher'} it is: "
+            f"expected gate.{better}_value, got gate.{given}_value"
+        )
+    drops = [gate.max_drop, *(s.max_drop for s in gate.slices.values() if s.max_drop is not None)]
+    limits = [
+        gate.max_latency_ratio, gate.max_size_ratio, gate.max_latency_us, gate.max_bytes,
+        gate.max_memory_mb,
+    ]  # fmt: skip
+    if any(drop < 0 for drop in drops) or any(limit is not None and limit <= 0 for limit in limits):
+        raise UsageError(
+            f"{where}: expected a gate whose max_drop is 0 or more and whose other limits are "
+            "above 0"
+        )
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -208,10 +308,6 @@ def _read(path: Path, what: str) -> bytes:
     if len(data) > MAX_TOML_BYTES:
         raise UsageError(f"expected a {what} of at most {MAX_TOML_BYTES} bytes; {path} is longer")
     return data
-
-
-def _toml(data: bytes, where: str) -> dict[str, Any]:
-    return from_toml(data, where)
 
 
 def _convert(table: dict[str, Any], kind: type[T], where: str) -> T:
@@ -231,9 +327,12 @@ def _check_keys(table: dict[str, Any], kind: type, where: str, path: str) -> Non
             hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise UsageError(f"{where}: unknown key {place!r}; {hint}")
         inner = known[key]
-        if (
-            isinstance(value, dict)
-            and isinstance(inner, type)
-            and issubclass(inner, msgspec.Struct)
-        ):
+        if not isinstance(value, dict):
+            continue
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             _check_keys(value, inner, where, f"{path}{key}.")
+        for named in getattr(inner, "__args__", ()):  # a table of tables: [inputs.x]
+            if isinstance(named, type) and issubclass(named, msgspec.Struct):
+                for name, table_of in value.items():
+                    if isinstance(table_of, dict):
+                        _check_keys(table_of, named, where, f"{path}{key}.{name}.")

@@ -17,7 +17,7 @@ from skerry.canonical import from_json, to_json
 from skerry.errors import TrustError
 from skerry.io.signers import key_id_of
 
-__all__ = ["Record", "VariantRecord", "open_record", "seal_record"]
+__all__ = ["ElsewhereRecord", "Record", "VariantRecord", "open_record", "seal_record"]
 
 DOMAIN: Final = b"skerry/v1/evaluation\x00"
 MAX_BYTES: Final = 1 << 20
@@ -38,6 +38,18 @@ class VariantRecord(msgspec.Struct, frozen=True):
     chosen: bool
     shipped: bool
     reason: str
+    sqnr_db: float | None = None
+    left_float: list[str] = []
+
+
+class ElsewhereRecord(msgspec.Struct, frozen=True):
+    """What a shipped variant scores on an emulated class of CPU."""
+
+    precision: str
+    isa: str
+    value: float
+    n: int
+    agreement: float | None
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -56,6 +68,9 @@ class Record(msgspec.Struct, frozen=True):
     latency_runs: int
     notes: list[str]
     built_at: str  # RFC 3339
+    evaluations: int = 0  # of whole candidates that the search took
+    seconds: float = 0.0  # that the build took
+    elsewhere: list[ElsewhereRecord] = []
 
 
 class _Sealed(msgspec.Struct, frozen=True, omit_defaults=True):

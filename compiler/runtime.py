@@ -1,80 +1,18 @@
 """Running a model here: one thread, no spinning, in batches that the model takes."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+import warnings
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from skerry.errors import RefusedError, UsageError
-from skerry.manifest import TensorSpec
+from compiler.ports import Arrays, Ports, count
+from skerry.errors import RefusedError
 
-__all__ = ["Outputs", "Port", "open_session", "run_rows"]
+__all__ = ["Outputs", "one_call", "open_session", "run_samples"]
 
-BATCH: Final = 128  # rows of one call, where the model leaves it open
-
-Outputs = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """The one input that rows go into."""
-
-    name: str
-    dtype: NDArray[Any]  # an empty array of the input's type
-    shape: tuple[int, ...]  # -1 is open; the first axis is the batch
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> "Port":
-        """Return the port of an input.
-
-        Raises:
-            UsageError: rows cannot go into it.
-        """
-        dtype = DTYPES.get(spec.datatype)
-        if dtype is None or not spec.shape:
-            raise UsageError(
-                f"expected input {spec.name!r} to be a numeric tensor with a batch axis, "
-                f"it is {spec.datatype} {spec.shape}"
-            )
-        return cls(spec.name, np.empty(0, dtype), tuple(spec.shape))
-
-    def fit(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the rows in the input's type.
-
-        Args:
-            rows: [n, ...], of a type that converts without loss of kind.
-
-        Raises:
-            UsageError: another shape or kind of number.
-        """
-        wanted = self.shape[1:]
-        fits = len(rows.shape) == len(self.shape) and all(
-            want in (-1, got) for want, got in zip(wanted, rows.shape[1:], strict=True)
-        )
-        if not fits or not np.can_cast(rows.dtype, self.dtype.dtype, "same_kind"):
-            raise UsageError(
-                f"expected rows of {self.dtype.dtype} {list(wanted)} for input {self.name!r}, "
-                f"got {rows.dtype} {list(rows.shape[1:])}; prepare the data as the model takes it"
-            )
-        return np.ascontiguousarray(rows, dtype=self.dtype.dtype)
-
-
-DTYPES: Final[dict[str, type[np.generic]]] = {
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "BOOL": np.bool_,
-}
+Outputs = dict[str, NDArray[Any]]  # output -> [n, ...]
 
 
 def open_session(model: bytes) -> ort.InferenceSession:
@@ -86,47 +24,81 @@ def open_session(model: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # spinning burns the neighbour's core and would be counted as our own time
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class but this
-        reason = str(error).splitlines()[0][:300]
         raise RefusedError(
-            f"onnxruntime {ort.__version__} cannot load the model: {reason}"
+            f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
         ) from None
 
 
-def run_rows(session: ort.InferenceSession, port: Port, rows: NDArray[Any]) -> Outputs:
-    """Run all rows and return each output, its rows in the same order.
+def run_samples(
+    session: ort.InferenceSession, ports: Ports, arrays: Arrays, needed: str | None = None
+) -> Outputs:
+    """Run all samples and return each output, its samples in the same order.
 
     Args:
         session: the model.
-        port: its input.
-        rows: [n, ...] as `Port.fit` returns them.
+        ports: its inputs.
+        arrays: as `Ports.fit` returns them.
+        needed: an output that must have an entry for each sample; others that have none are
+            left out of the answer. All must, where this is None.
 
     Raises:
-        RefusedError: the model fails on the rows, or does not answer row by row.
+        RefusedError: the model fails on the samples, or does not answer one by one.
     """
     names = [output.name for output in session.get_outputs()]
-    step = port.shape[0] if port.shape[0] > 0 else min(BATCH, len(rows))
-    parts: list[list[NDArray[Any]]] = []
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        short = step - len(part) if port.shape[0] > 0 else 0
-        if short:
-            part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
+    n, step = count(arrays), ports.step(arrays)
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    for start in range(0, n, step):
+        feed, missing = ports.call(arrays, start, start + step)
         try:
-            answer = session.run(names, {port.name: part})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                answer = session.run(names, feed)
         except Exception as error:  # as above
-            reason = str(error).splitlines()[0][:300]
-            raise RefusedError(f"the model fails on the rows from {start} on: {reason}") from None
+            raise RefusedError(
+                f"the model fails on the samples from {start} on: {_first_line(error)}"
+            ) from None
+        wanted = min(step, n - start) + missing
         for name, values in zip(names, answer, strict=True):
-            if np.ndim(values) < 1 or len(values) != len(part):
+            if name not in parts:
+                continue
+            array = np.asarray(values)
+            if ports.by_sample:
+                parts[name].append(array[None])
+            elif array.ndim >= 1 and len(array) == wanted:
+                parts[name].append(array[: wanted - missing])
+            elif needed in (name, None):
                 raise RefusedError(
-                    f"expected output {name!r} to have one entry for each of {len(part)} rows, "
-                    f"got {list(np.shape(values))}; export the model with a batch axis"
+                    f"expected output {name!r} to have one entry for each of {wanted} samples, got "
+                    f"{list(array.shape)}; export the model with a batch axis, or give its input "
+                    "`batch = false`"
                 )
-        parts.append([values[: step - short] for values in answer])
-    return {name: np.concatenate(columns) for name, *columns in zip(names, *parts, strict=True)}
+            else:
+                del parts[name]
+    return {name: _joined(name, columns) for name, columns in parts.items()}
+
+
+def one_call(ports: Ports, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """Return the smallest input that the model takes: one sample, or its fixed batch."""
+    feed, _ = ports.call(arrays, 0, max(1, ports.fixed))
+    return feed
+
+
+def _joined(name: str, parts: list[NDArray[Any]]) -> NDArray[Any]:
+    try:
+        return np.concatenate(parts)
+    except ValueError:
+        shapes = sorted({part.shape[1:] for part in parts})[:3]
+        raise RefusedError(
+            f"expected output {name!r} to have one shape for all samples, got {shapes}; "
+            "give samples of one length"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -29,6 +29,8 @@ __all__ = [
     "Lineage",
     "Manifest",
     "PredictionSpec",
+    "ReadingKind",
+    "SliceReport",
     "TensorSpec",
     "Variant",
     "parse_baseline",
@@ -44,6 +46,10 @@ MAX_DIMENSION: Final = 1 << 31
 MAX_FILE_BYTES: Final = 4 << 30
 MAX_COLUMNS: Final = 256  # features, or columns of a baseline
 MAX_TEXT: Final = 256  # characters of a name
+
+
+# how a prediction is read from an output, by `skerry.reading`
+ReadingKind = Literal["argmax", "value", "threshold", "mean"]
 
 
 class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,11 +91,12 @@ class Variant(msgspec.Struct, frozen=True):
     accuracy: Accuracy
 
 
-class PredictionSpec(msgspec.Struct, frozen=True):
-    """How one prediction is read from an output: the largest of a row, or its value."""
+class PredictionSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one prediction is read from an output, by `skerry.reading`."""
 
     output: str
-    kind: Literal["argmax", "value"]
+    kind: ReadingKind
+    threshold: float = 0.5
 
 
 class FeatureSpec(msgspec.Struct, frozen=True):
@@ -168,23 +175,49 @@ class Baseline(msgspec.Struct, frozen=True):
     n: int
 
 
-class CandidateReport(msgspec.Struct, frozen=True):
-    """What became of one candidate of the search."""
+class CandidateReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one candidate of the search.
+
+    Attributes:
+        precision: its form, such as ``int8`` or ``int8-dynamic``.
+        accuracy: the metric's value.
+        drop_interval: 95 %, of how much worse than fp32 it is.
+        agreement: share of predictions that are fp32's.
+        sqnr_db: signal to quantization noise of the output.
+        left_float: layers that stay in float.
+    """
 
     precision: str
     size_bytes: int
     accuracy: float | None
     chosen: bool
     reason: str
+    drop_interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    left_float: list[str] = []
 
 
-class Evaluation(msgspec.Struct, frozen=True):
+class SliceReport(msgspec.Struct, frozen=True):
+    """How the shipped first choice fares on a group of the evaluation data."""
+
+    slice: str
+    group: str
+    n: int
+    value: float
+    drop: float
+    drop_interval: tuple[float, float]
+
+
+class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The evaluation report of a bundle: no timings, those go beside the bundle."""
 
     metric: str
     n: int
     reference: float  # the fp32 model's value
     candidates: list[CandidateReport]
+    slices: list[SliceReport] = []
+    isa: str = ""  # class of the machine that measured; others are unmeasured
 
 
 def parse_manifest(data: bytes) -> Manifest:

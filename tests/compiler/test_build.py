@@ -10,8 +10,9 @@ import pytest
 
 from compiler.build import Built, build
 from compiler.lock import Choice, Lock, lock_bytes, read_lock
+from compiler.ports import Ports
 from compiler.recipe import read_recipe
-from compiler.runtime import Port, open_session, run_rows
+from compiler.runtime import open_session, run_samples
 from skerry.bundle import Bundle, read_bundle
 from skerry.canonical import from_json, from_msgpack, sha256
 from skerry.errors import GateError, RefusedError, SkerryError, UsageError
@@ -65,9 +66,11 @@ def test_every_variant_answers_the_golden_set_as_promised(built: Built) -> None:
     x, wanted = golden.inputs[0], golden.outputs[0]
     rows = np.frombuffer(x.data, "<f4").reshape(x.shape)
     expected = np.frombuffer(wanted.data, "<f4").reshape(wanted.shape)
-    port = Port.of(built.manifest.inputs[0])
+    ports = Ports.of(built.manifest.inputs)
     for variant in built.manifest.variants:
-        got = run_rows(open_session(bundle.blobs[variant.file.digest]), port, rows)["y"]
+        got = run_samples(open_session(bundle.blobs[variant.file.digest]), ports, {"image": rows})[
+            "y"
+        ]
         assert np.abs(got - expected).max() <= golden.atol
         differ = (got.argmax(axis=1) != expected.argmax(axis=1)).mean()
         assert differ <= golden.max_disagree
@@ -135,7 +138,7 @@ def test_int8_that_loses_too_much_is_refused_and_fp32_ships(
 
 def test_int8_below_the_least_value_is_refused(scales_task: Task, tmp_path: Path) -> None:
     made = make(write_recipe(tmp_path, scales_task, min_value=0.9, max_drop=1.0))
-    assert "below min_value" in made.record.variants[0].reason
+    assert "expected accuracy of at least 0.9000" in made.record.variants[0].reason
     assert made.record.variants[1].chosen
 
 
@@ -150,7 +153,9 @@ def test_int8_that_is_slower_is_refused_and_fp32_ships(shapes_task: Task, tmp_pa
 def test_undecided_ships_fp32_and_is_no_failure(
     built: Built, recipe_path: Path, shapes_task: Task, tmp_path: Path
 ) -> None:
-    undecided = msgspec.structs.replace(built.lock, choices=[Choice("int8", "undecided")])
+    undecided = msgspec.structs.replace(
+        built.lock, choices=[Choice("int8", "undecided", shipped=True)]
+    )
     made = make(recipe_path, lock=undecided)
     int8, fp32 = made.record.variants
     assert "is not proven" in int8.reason
@@ -194,9 +199,9 @@ def test_a_model_that_cannot_be_quantized_ships_as_it_is(scales_task: Task, tmp_
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('input = "image"', 'input = "picture"', "the one input 'picture'"),
+        ('input = "image"', 'input = "picture"', "expected an array 'picture'"),
         ('output = "y"', 'output = "z"', "expected an output 'z'"),
-        ('label = "label"', 'label = "truth"', "expected an array 'truth'"),
+        ('label = "label"', 'label = "truth"', "expected labels for accuracy"),
         ('"evaluation.npz"', '"calibration.npz"', "evaluation data of its own"),
         ("[features]", '[classes]\nnames = ["a", "b"]\n[features]', "expected 4 different names"),
         ('"mean"', '"image.sharpness"', ""),
@@ -220,7 +225,7 @@ def test_recipe_data_and_model_must_fit_together(
 def test_rows_of_another_shape_are_named(shapes_task: Task, tmp_path: Path) -> None:
     sets = {name: (x[:, :, :8], y) for name, (x, y) in shapes_task.sets.items()}
     task = Task(shapes_task.model, shapes_task.input, shapes_task.output, sets)
-    with pytest.raises(UsageError, match=r"expected rows of float32 \[1, 16, 16\]"):
+    with pytest.raises(UsageError, match=r"expected samples of float32 \[1, 16, 16\]"):
         make(write_recipe(tmp_path, task))
 
 
@@ -261,7 +266,7 @@ def test_two_builds_with_one_lock_are_equal_wherever_they_run(
 
 
 def test_the_locks_verdict_holds_whatever_is_measured(built: Built, recipe_path: Path) -> None:
-    slower = msgspec.structs.replace(built.lock, choices=[Choice("int8", "slower")])
+    slower = msgspec.structs.replace(built.lock, choices=[Choice("int8", "slower", shipped=True)])
     assert [v.precision for v in make(recipe_path, lock=slower).manifest.variants] == ["fp32"]
 
 

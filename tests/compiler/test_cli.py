@@ -68,7 +68,7 @@ def metadata(tmp_path: Path, bundle: Path, pem: Path) -> Path:
 # --- build -----------------------------------------------------------------------------
 
 
-def test_build_prints_one_json_and_writes_three_files(recipe_path: Path, tmp_path: Path) -> None:
+def test_build_prints_one_json_and_writes_its_files(recipe_path: Path, tmp_path: Path) -> None:
     done = run(cli.build, recipe_path, "--out", tmp_path / "out", "--json")
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
@@ -76,7 +76,7 @@ def test_build_prints_one_json_and_writes_three_files(recipe_path: Path, tmp_pat
     assert (int8["precision"], int8["chosen"], fp32["chosen"]) == ("int8", True, False)
     assert {"bytes", "accuracy", "latency_ratio", "latency_interval", "reason"} <= set(int8)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        Path(said[name]).name for name in ("bundle", "lock", "record")
+        Path(said[name]).name for name in ("bundle", "lock", "record", "report", "text")
     )
     assert said["digest"].removeprefix("sha256:")[:16] in Path(said["record"]).name
 

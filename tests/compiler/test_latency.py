@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from compiler.latency import MIN_ROUNDS, Latency, Verdict, judge, measure, ratio_interval
+from compiler.recipe import Gate
 from compiler.runtime import open_session
 from tests.fakes.models import Task, linear
+
+EVEN = Gate(max_latency_ratio=1.0)
 
 
 def measured(low: float, ratio: float, high: float) -> Latency:
@@ -24,7 +27,18 @@ def measured(low: float, ratio: float, high: float) -> Latency:
     ],
 )
 def test_the_interval_decides_and_not_the_median(latency: Latency, verdict: Verdict) -> None:
-    assert judge(latency, 0.95) == verdict
+    assert judge(latency, Gate()) == verdict
+
+
+def test_an_absolute_limit_is_a_limit_too() -> None:
+    fast = measured(0.5, 0.6, 0.7)
+    assert judge(fast, Gate(max_latency_us=9.0)) == "slower"
+    assert judge(fast, Gate(max_latency_us=10.0)) == "faster"
+
+
+def test_where_bytes_were_asked_for_it_need_not_be_faster() -> None:
+    assert judge(measured(0.98, 1.0, 1.04), Gate(max_size_ratio=0.5)) == "faster"
+    assert judge(measured(1.06, 1.1, 1.2), Gate(max_size_ratio=0.5)) == "slower"
 
 
 def test_few_and_scattered_rounds_have_a_wide_interval() -> None:
@@ -56,5 +70,5 @@ def test_a_model_against_itself_is_about_as_fast(shapes_task: Task) -> None:
 def test_a_much_larger_model_is_proven_slower() -> None:
     small, large = (open_session(linear(np.ones((4, n))).SerializeToString()) for n in (2, 200_000))
     feed = {"x": np.ones((1, 4), np.float32)}
-    assert judge(measure(large, small, feed, budget_s=0.3), 1.0) == "slower"
-    assert judge(measure(small, large, feed, budget_s=0.3), 1.0) == "faster"
+    assert judge(measure(large, small, feed, budget_s=0.3), EVEN) == "slower"
+    assert judge(measure(small, large, feed, budget_s=0.3), EVEN) == "faster"

@@ -6,13 +6,14 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler.calibrate import Ranges, calibrate
-from compiler.quantize import quantize
-from compiler.runtime import Port, open_session
+from compiler.calibrate import calibrate
+from compiler.ports import Port, Ports
+from compiler.quantize import Ranges, quantize_dynamic, quantize_static
+from compiler.runtime import open_session
 from skerry.errors import RefusedError
 from tests.fakes.models import Task, graph
 
-PORT = Port("image", np.empty(0, np.float32), (-1, 1, 16, 16))
+PORTS = Ports((Port("image", "image", np.dtype(np.float32), (-1, 1, 16, 16)),))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def model(shapes_task: Task) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def ranges(model: onnx.ModelProto, shapes_task: Task) -> Ranges:
-    return calibrate(model, PORT, shapes_task.sets["calibration"][0])
+    return calibrate(model, PORTS, {"image": shapes_task.sets["calibration"][0]})
 
 
 def test_ranges_are_the_extremes_of_every_tensor(ranges: Ranges, shapes_task: Task) -> None:
@@ -35,7 +36,7 @@ def test_ranges_are_the_extremes_of_every_tensor(ranges: Ranges, shapes_task: Ta
 def test_weights_keep_to_seven_bits_so_that_no_cpu_saturates(
     model: onnx.ModelProto, ranges: Ranges
 ) -> None:
-    done = onnx.load_model_from_string(quantize(model, ranges))
+    done = onnx.load_model_from_string(quantize_static(model, ranges))
     weights = [
         numpy_helper.to_array(t)
         for t in done.graph.initializer
@@ -46,35 +47,35 @@ def test_weights_keep_to_seven_bits_so_that_no_cpu_saturates(
 
 
 def test_scales_are_per_channel(model: onnx.ModelProto, ranges: Ranges) -> None:
-    done = onnx.load_model_from_string(quantize(model, ranges))
+    done = onnx.load_model_from_string(quantize_static(model, ranges))
     scale = next(t for t in done.graph.initializer if t.name.startswith("w2_scale"))
     assert list(scale.dims) == [32]
 
 
 def test_softmax_stays_in_float(model: onnx.ModelProto, ranges: Ranges) -> None:
-    done = onnx.load_model_from_string(quantize(model, ranges))
+    done = onnx.load_model_from_string(quantize_static(model, ranges))
     assert done.graph.node[-1].op_type == "Softmax"
 
 
 def test_the_same_model_and_ranges_give_the_same_bytes(
     model: onnx.ModelProto, ranges: Ranges, shapes_task: Task
 ) -> None:
-    again = calibrate(model, PORT, shapes_task.sets["calibration"][0])
+    again = calibrate(model, PORTS, {"image": shapes_task.sets["calibration"][0]})
     assert again == ranges
     assert list(again) == sorted(again)
-    assert quantize(model, again) == quantize(model, ranges)
+    assert quantize_static(model, again) == quantize_static(model, ranges)
 
 
 def test_the_model_given_is_left_as_it_was(model: onnx.ModelProto, ranges: Ranges) -> None:
     before = model.SerializeToString(deterministic=True)
-    quantize(model, ranges)
+    quantize_static(model, ranges)
     assert model.SerializeToString(deterministic=True) == before
 
 
 def test_a_model_with_nothing_to_quantize_is_refused() -> None:
     model = graph([helper.make_node("Softmax", ["x"], ["y"], axis=1)], {})
     with pytest.raises(RefusedError, match="nothing in the model"):
-        quantize(model, {"x": (0.0, 1.0), "y": (0.0, 1.0)})
+        quantize_static(model, {"x": (0.0, 1.0), "y": (0.0, 1.0)})
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
@@ -83,16 +84,58 @@ def test_values_that_are_not_finite_are_refused() -> None:
         helper.make_node("MatMul", ["z", "w"], ["y"], name="m"),
     ]
     model = onnx.shape_inference.infer_shapes(graph(nodes, {"w": np.eye(2, dtype=np.float32)}))
+    ports = Ports((Port("x", "x", np.dtype(np.float32), (-1, 2)),))
     with pytest.raises(RefusedError, match="not finite"):
-        calibrate(model, Port("x", np.empty(0, np.float32), (-1, 2)), np.zeros((4, 2), np.float32))
+        calibrate(model, ports, {"x": np.zeros((4, 2), np.float32)})
 
 
 def test_the_int8_model_is_valid_and_runs(
     model: onnx.ModelProto, ranges: Ranges, shapes_task: Task
 ) -> None:
-    data = quantize(model, ranges)
+    data = quantize_static(model, ranges)
     onnx.checker.check_model(onnx.load_model_from_string(data))
     session: ort.InferenceSession = open_session(data)
     rows, labels = shapes_task.sets["evaluation"]
     answer = session.run(None, {"image": rows})[0]
     assert (answer.argmax(axis=1) == labels).mean() > 0.95
+
+
+def test_unsigned_weights_keep_eight_bits(model: onnx.ModelProto, ranges: Ranges) -> None:
+    done = onnx.load_model_from_string(quantize_static(model, ranges, unsigned=True))
+    weights = [
+        numpy_helper.to_array(t)
+        for t in done.graph.initializer
+        if t.data_type == onnx.TensorProto.UINT8 and len(t.dims) > 1
+    ]
+    assert len(weights) == 3
+    assert max(int(w.max()) for w in weights) > 200
+
+
+def test_layers_are_left_in_float_by_name(model: onnx.ModelProto, ranges: Ranges) -> None:
+    whole = onnx.load_model_from_string(quantize_static(model, ranges))
+    part = onnx.load_model_from_string(quantize_static(model, ranges, leave=("c1", "r1")))
+    kept = {t.name for t in part.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert "w1" in kept
+    assert "w1" not in {
+        t.name for t in whole.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+    }
+
+
+def test_dynamic_takes_products_with_constant_weights_alone(shapes_task: Task) -> None:
+    done = onnx.load_model_from_string(quantize_dynamic(shapes_task.model))
+    kinds = [node.op_type for node in done.graph.node]
+    assert kinds.count("Conv") == 2  # as they were
+    assert "MatMulInteger" in kinds
+    weights = [
+        numpy_helper.to_array(t)
+        for t in done.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1
+    ]
+    assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
+    onnx.checker.check_model(done)
+    rows, labels = shapes_task.sets["evaluation"]
+    answer = open_session(done.SerializeToString()).run(None, {"image": rows})[0]
+    assert (answer.argmax(axis=1) == labels).mean() > 0.95
+    nothing = graph([helper.make_node("Softmax", ["x"], ["y"], axis=1)], {})
+    with pytest.raises(RefusedError, match="nothing in the model"):
+        quantize_dynamic(nothing)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from compiler.materials import gather
 from compiler.recipe import load_profile, parse_recipe, read_recipe
 from skerry.canonical import sha256
 from skerry.errors import NotFoundError, UsageError
@@ -32,7 +33,9 @@ def test_a_recipe_comes_back_as_it_was_written() -> None:
 def test_what_is_left_out_has_a_value() -> None:
     short = "\n".join(TEXT.split("[gate]")[0].splitlines())
     recipe = parse_recipe(short.encode())
-    assert (recipe.gate.max_drop, recipe.gate.min_value) == (0.01, 0.0)
+    assert (recipe.gate.max_drop, recipe.gate.min_value) == (0.01, None)
+    assert recipe.gate.latency_ratio == 0.95
+    assert recipe.precisions.try_ == "auto"
     assert recipe.classes.names == []
 
 
@@ -44,13 +47,22 @@ def test_what_is_left_out_has_a_value() -> None:
         ("[card]", "[zzz]", "unknown key 'zzz'; known: model, data"),
         ('file = "model.onnx"', "", "missing required field `file`"),
         ("max_drop = 0.01", 'max_drop = "small"', "Expected `float`, got `str`"),
-        ("max_drop = 0.01", "max_drop = -1", "max_drop and min_value of 0 to 1"),
-        ('"accuracy"', '"beauty"', "Invalid enum value 'beauty' - at `metric.name`"),
-        ('"int8"', '"int3"', "precisions.try takes int8"),
+        ("max_drop = 0.01", "max_drop = -1", "a gate whose max_drop is 0 or more"),
+        ('"accuracy"', '"beauty"', "metric.name takes accuracy, top_k"),
+        ('"int8"', '"int3"', 'precisions.try takes "auto" or a list of int8'),
         ('"mean"', '"image.smell"', "expected a feature kind of"),
         ('name = "shapes"', 'name = "My Model"', "expected a model name"),
         ('"1.0.0"', '"one"', "expected a model version"),
         ("[model]", "[model", "expected TOML"),
+        ("[gate]", "[inputs.x]\nbacth = false\n[gate]", "did you mean inputs.x.batch?"),
+        ("[gate]", "[gate]\nmax_value = 0.1", "expected gate.min_value, got gate.max_value"),
+        (
+            "[gate]",
+            '[gate.slices.w]\narray = "w"\nmax_dorp = 1.0\n[gate]',
+            "gate.slices.w.max_drop",
+        ),
+        ('name = "accuracy"', 'name = "top_k"\nk = 0', "metric.k of at least 1"),
+        ("[card]", "[search]\nmax_seconds = 0\n[card]", "a search of at least one evaluation"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(old: str, new: str, message: str) -> None:
@@ -64,6 +76,9 @@ def test_a_missing_file_is_named_with_its_key(recipe_path: Path, tmp_path: Path)
     copy.write_bytes(recipe_path.read_bytes())
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(NotFoundError, match=r"data\.calibration names 'calibration\.npz'"):
+        gather(read_recipe(copy))
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(NotFoundError, match=r"model\.file names 'model\.onnx'"):
         read_recipe(copy)
 
 

@@ -1,5 +1,5 @@
 """Where the foreign programs are that some tests drive: a broker, a browser, a database server, a
-security module.
+security module, an emulator.
 """
 
 import os
@@ -19,6 +19,7 @@ NEEDS = {
     "chromium": (("chromium", "chromedriver"), "chromium chromium-driver"),
     "postgres": (("initdb", "postgres"), "postgresql"),
     "softhsm": (("softhsm2-util",), "softhsm2"),
+    "qemu": (("qemu-x86_64",), "qemu-user"),
 }
 
 
