@@ -30,6 +30,7 @@ from fleet.documents import (
     PUBLISHERS,
     check_shape,
     check_standing,
+    check_together,
     document_of,
     root_of,
     targets_of,
@@ -264,6 +265,7 @@ def read_change(data: bytes) -> Change:
     check_standing(change.standing)
     for name in change.wanted:
         check_shape(name, change.wanted[name], after=change.standing[name])
+    check_together(change.standing, change.wanted)
     return change
 
 

@@ -197,13 +197,15 @@ def rotate_approve(
     from fleet.change import owed
     from fleet.rotation import approve_file, load_change
 
+    looked_at = load_change(change)
     if not as_json:
-        _show(load_change(change))
+        _show(looked_at)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("expected somebody to say yes at a terminal; or add --yes")
         click.confirm("Sign this change?", abort=True, err=True)
-    signed = approve_file(change, key, _opener(passphrase_file), datetime.now(UTC))
+    opener = _opener(passphrase_file)
+    signed = approve_file(change, key, opener, datetime.now(UTC), shown=looked_at)
     if as_json:
         print_json(_facts(signed))
         return

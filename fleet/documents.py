@@ -4,10 +4,11 @@ Who signs a change looks at what is shown of it: keys, publishers, thresholds. S
 in it. A document is taken apart into just these, made again from them, and must be the same.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Key, Metadata, Root, Snapshot, Targets, Timestamp
 
 from fleet.offline import (
     catalog_root,
@@ -21,6 +22,7 @@ from fleet.offline import (
 from fleet.roles import OFFLINE_VALID, check_signed, parse
 from skerry.custom import message_keys
 from skerry.errors import SkerryError, TrustError
+from skerry.io.key_files import tuf_id_of
 from skerry.keys import PublicKey
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "PUBLISHERS",
     "check_shape",
     "check_standing",
+    "check_together",
     "document_of",
     "root_of",
     "targets_of",
@@ -39,6 +42,8 @@ CATALOG_ROOT: Final = "catalog/root"
 DIRECTOR_ROOT: Final = "director/root"
 PUBLISHERS: Final = "catalog/targets"
 DOCUMENTS: Final = (CATALOG_ROOT, PUBLISHERS, DIRECTOR_ROOT)
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")  # nothing that reads as more than a name
+_ROOTS: Final = (CATALOG_ROOT, DIRECTOR_ROOT)
 
 
 def document_of(documents: Mapping[str, bytes], name: str) -> Metadata[Root] | Metadata[Targets]:
@@ -105,16 +110,39 @@ def check_shape(name: str, data: bytes, *, after: bytes | None = None) -> None:
         raise _odd(name, "says more, or other things, than keys, publishers and thresholds")
 
 
+def check_together(standing: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> None:
+    """Check that both roots name the same root keys, and that these come with all that they sign.
+
+    Root keys are shown once, for both. A change that lost a document on its way would let a key that
+    it replaces count on in that one.
+
+    Raises:
+        TrustError: code ``odd_document``.
+    """
+    before = _root_keys(root_of(standing, CATALOG_ROOT))
+    after = {name: _root_keys(root_of({**standing, **wanted}, name)) for name in _ROOTS}
+    for name in _ROOTS:
+        if after[name] != after[CATALOG_ROOT]:
+            raise _odd(name, f"names other root keys than {CATALOG_ROOT}")
+    missing = [name for name in DOCUMENTS if name not in wanted]
+    if missing and after[CATALOG_ROOT] != before:
+        raise _odd(missing[0], "is not there, and its keys change")
+
+
+def _root_keys(root: Root) -> dict[str, Key]:
+    return {keyid: root.get_key(keyid) for keyid in root.roles[Root.type].keyids}
+
+
 def _remade(name: str, said: Root | Targets) -> Root | Targets:
     now = said.expires - OFFLINE_VALID
     if isinstance(said, Targets):
         publishers = publishers_of(said)
         for publisher, given in publishers.items():
             check_publisher(publisher, given.threshold, len(given.keys))
-            _distinct([key_name(key) for key in given.keys])
+            _check_keys(given.keys)
         return delegations(publishers, version=said.version, now=now)
     roots = [said.get_key(keyid) for keyid in said.roles[Root.type].keyids]
-    _distinct([key_name(key) for key in roots])
+    _check_keys(roots)
     if len(roots) < 2:
         raise ValueError("it has fewer than two root keys")
     if name == DIRECTOR_ROOT:
@@ -130,9 +158,15 @@ def _sole(root: Root, role: str) -> PublicKey:
     return PublicKey(bytes.fromhex(str(key.keyval["public"])))
 
 
-def _distinct(names: list[str]) -> None:
-    if len(set(names)) != len(names):
+def _check_keys(keys: Sequence[Key]) -> None:
+    if len({key_name(key) for key in keys}) != len(keys):
         raise ValueError("two keys have one name")
+    for key in keys:
+        if _NAME.fullmatch(key_name(key)) is None:
+            raise ValueError(f"a key is named {key_name(key)[:80]!r}, which is none")
+        # two keys are told apart by their ids, by devices too
+        if tuf_id_of(key) != key.keyid:
+            raise ValueError(f"key {key_name(key)} is not the one of its id")
 
 
 def _odd(name: str, why: str) -> TrustError:

@@ -148,7 +148,9 @@ def load_change(file: Path) -> Change:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
 
 
-def approve_file(file: Path, key: str, passphrase: Passphrase, now: datetime) -> Change:
+def approve_file(
+    file: Path, key: str, passphrase: Passphrase, now: datetime, *, shown: Change | None = None
+) -> Change:
     """Add one person's signatures to a change file, and return the change.
 
     Args:
@@ -156,14 +158,17 @@ def approve_file(file: Path, key: str, passphrase: Passphrase, now: datetime) ->
         key: as `open_signer` takes it.
         passphrase: returns what opens the key.
         now: aware UTC.
+        shown: what its holder has looked at; nothing else is signed.
 
     Raises:
         FormatError: not a change.
         RefusedError: nothing in it asks for this key.
-        ConflictError: this key has signed already.
+        ConflictError: this key has signed already, or the file is not what was shown.
         TrustError: the passphrase does not open the key, or the change is not as `begin` makes it.
     """
     change = load_change(file)
+    if shown is not None and change != shown:
+        raise ConflictError(f"{file} was changed after it was shown; look at it again")
     check_life(change, now)
     change = approve(change, open_signer(key, passphrase))
     write_atomic(file, write_change(change))

@@ -35,6 +35,7 @@ __all__ = [
     "public_key",
     "public_pem",
     "read_public",
+    "tuf_id_of",
 ]
 
 MAX_PEM_BYTES: Final = 64 * 1024
@@ -141,6 +142,19 @@ def key_id_of(key: Key) -> str:
     except (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm):
         return key.keyid[:KEY_ID_HEX]
     return sha256(der).hexdigest()[:KEY_ID_HEX]
+
+
+def tuf_id_of(key: Key) -> str:
+    """Return the id that a key has in TUF metadata if `public_key` has named it.
+
+    Raises:
+        TrustError: neither Ed25519 nor ECDSA P-256.
+        ValueError: damaged.
+    """
+    public = str(key.keyval.get("public"))
+    if key.keytype == "ed25519":
+        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))).keyid
+    return parse_public(public.encode(), "the metadata").keyid
 
 
 def public_pem(key: SSlibKey) -> bytes:

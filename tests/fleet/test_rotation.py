@@ -332,6 +332,11 @@ def call_two_keys_the_same(signed: Any) -> None:
         signed["keys"][keyid]["x-skerry-name"] = "root-1"
 
 
+def give_a_key_a_name_that_says_more(signed: Any) -> None:
+    keyid = signed["roles"]["root"]["keyids"][2]
+    signed["keys"][keyid]["x-skerry-name"] = "root-3 (as it was)"
+
+
 def skip_a_version(signed: Any) -> None:
     signed["version"] += 1
 
@@ -357,6 +362,7 @@ def let_another_key_sign(signed: Any) -> None:
         ("catalog/root", add_a_field),
         ("director/root", add_message_key),
         ("director/root", call_two_keys_the_same),
+        ("catalog/root", give_a_key_a_name_that_says_more),
         ("catalog/root", skip_a_version),
         ("catalog/targets", widen_a_path),
         ("catalog/targets", let_another_key_sign),
@@ -372,6 +378,49 @@ def test_a_change_that_says_more_than_is_shown_is_not_signed(
         approve_file(lying, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
     assert caught.value.code == "odd_document"
     approve_file(change, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
+
+
+def put_other_root_keys(signed: Any) -> None:
+    for number, keyid in enumerate(list(signed["roles"]["root"]["keyids"]), 1):
+        stranger = named(tuf_key(Signer.generate().public), f"root-{number}")
+        signed["keys"] = {k: v for k, v in signed["keys"].items() if k != keyid}
+        signed["keys"][stranger.keyid] = stranger.to_dict()
+        signed["roles"]["root"]["keyids"].remove(keyid)
+        signed["roles"]["root"]["keyids"].append(stranger.keyid)
+
+
+def put_another_key_under_an_id(signed: Any) -> None:
+    keyid = signed["roles"]["root"]["keyids"][0]
+    signed["keys"][keyid]["keyval"]["public"] = Signer.generate().public.raw.hex()
+
+
+@pytest.mark.parametrize("alter", [put_other_root_keys, put_another_key_under_an_id])
+def test_root_keys_that_only_the_director_would_have_are_not_signed(
+    made: TrustedFleet, alter: Callable[[Any], None]
+) -> None:
+    """Root keys are shown once: nobody would see that these are a stranger's."""
+    change = begun(made)
+    lying = change.with_name("lying.json")
+    lying.write_bytes(altered(change, "director/root", alter))
+    with pytest.raises(TrustError) as caught:
+        approve_file(lying, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
+    assert caught.value.code == "odd_document"
+
+
+@pytest.mark.parametrize("lost", ["catalog/root", "catalog/targets", "director/root"])
+def test_a_change_of_root_keys_that_lost_a_document_is_not_signed(
+    made: TrustedFleet, lost: str
+) -> None:
+    """The root key that it replaces would count on in that document."""
+    change = begun(made, Wanted(replace={"root-1": None}))
+    loaded = load_change(change)
+    wanted = {name: data for name, data in loaded.wanted.items() if name != lost}
+    cut = change.with_name("cut.json")
+    cut.write_bytes(write_change(msgspec.structs.replace(loaded, wanted=wanted)))
+    with pytest.raises(TrustError) as caught:
+        approve_file(cut, str(made.out / "root-2.pem"), lambda _: PHRASE, LATER)
+    assert caught.value.code == "odd_document"
+    signed(made, change, "root-2")
 
 
 def test_a_change_that_lies_about_what_stands_is_not_signed(made: TrustedFleet) -> None:
@@ -395,6 +444,16 @@ def test_a_change_that_lies_about_what_stands_is_not_signed(made: TrustedFleet) 
     with pytest.raises(TrustError, match="that their own keys signed") as caught:
         approve_file(lying, str(made.out / "root-1.pem"), lambda _: PHRASE, LATER)
     assert caught.value.code == "odd_document"
+
+
+def test_nothing_is_signed_but_what_was_shown(made: TrustedFleet) -> None:
+    change = begun(made)
+    shown, other = load_change(change), begun(made, Wanted(without=["globex"]), "other")
+    change.write_bytes(other.read_bytes())
+    key = str(made.out / "root-1.pem")
+    with pytest.raises(ConflictError, match="after it was shown"):
+        approve_file(change, key, lambda _: PHRASE, LATER, shown=shown)
+    approve_file(change, key, lambda _: PHRASE, LATER, shown=load_change(change))
 
 
 def test_a_key_that_nobody_asked_for_signs_nothing(made: TrustedFleet) -> None:
