@@ -39,7 +39,7 @@ from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError
 __all__ = ["LIMITS", "Carried", "Remote", "Repository", "is_root", "refusal_code"]
 
 LIMITS: Final = UpdaterConfig(
-    max_root_rotations=32,
+    max_root_rotations=1024,  # since enrolment, those that are kept here included
     max_delegations=4,
     root_max_length=16 << 10,
     timestamp_max_length=4 << 10,

@@ -26,7 +26,7 @@ from skerry.release_file import read_release_file
 __all__ = ["tuf_key", "verify_in_catalog", "verify_with_key"]
 
 LIMITS: Final = UpdaterConfig(
-    max_root_rotations=32, max_delegations=4,
+    max_root_rotations=1024, max_delegations=4,
     root_max_length=64_000, timestamp_max_length=16_000,
     snapshot_max_length=256_000, targets_max_length=1_000_000,
 )  # fmt: skip
