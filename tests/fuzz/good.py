@@ -22,6 +22,7 @@ from agent.serve_protocol import (
     Stats,
     ToServe,
 )
+from compiler.patch import make_patch
 from fleet import change, offline, roles
 from fleet.keystore import ONLINE
 from skerry import wire
@@ -137,6 +138,17 @@ def _branches() -> bytes:
 
 
 ONNX = (bytes(linear(np.eye(3)).SerializeToString()), _branches())
+
+
+def _patches() -> tuple[bytes, ...]:
+    """Patches of a model, tensor by tensor, and of bytes that are none."""
+    step = bytes(linear(np.eye(24) * 1.01).SerializeToString())
+    other = OLD_FILE[700:] + b"new" + OLD_FILE[:650]
+    return tuple(patch for new in (step, other) if (patch := make_patch(OLD_FILE, new)))
+
+
+OLD_FILE = bytes(linear(np.eye(24) + np.arange(24)).SerializeToString())
+PATCHES = _patches()
 
 
 def _tuf() -> tuple[bytes, ...]:

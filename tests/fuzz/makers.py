@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import lzma
 import tarfile
 from random import Random
 
@@ -10,6 +11,7 @@ import msgpack
 
 from skerry.bundle import write_bundle
 from skerry.canonical import sha256
+from skerry.delta import HEAD_BYTES, filters
 from skerry.errors import FormatError
 from tests.fuzz.good import LAYERS, MANIFEST
 from tests.fuzz.mutate import damage_bytes, damage_value
@@ -87,6 +89,19 @@ def rebuilt(config: bytes) -> bytes:
     except FormatError:
         return config
     return out.getvalue()
+
+
+def spoilt_patch(rng: Random, data: bytes) -> bytes:
+    """Damage the instructions of a patch, or its head, and compress them again."""
+    head, body = data[:HEAD_BYTES], data[HEAD_BYTES:]
+    try:
+        plain = lzma.decompress(body, lzma.FORMAT_RAW, filters=filters(16))
+    except (lzma.LZMAError, EOFError):
+        plain = body
+    if rng.random() < 0.2:
+        head = damage_bytes(rng, head, [data], longest=HEAD_BYTES)
+    plain = damage_bytes(rng, plain, [plain, data], longest=1 << 14)
+    return head + lzma.compress(plain, lzma.FORMAT_RAW, filters=filters(16))
 
 
 def spoilt_token(rng: Random, data: bytes) -> bytes:

@@ -20,6 +20,7 @@ from agent.serve_protocol import (
 from compiler.believe import parse_targets
 from compiler.handover import as_current, trust_in, verify_delegations
 from compiler.recipe import parse_recipe
+from compiler.tensor_spans import tensor_spans
 from fleet import config as fleet_config
 from fleet import roles
 from fleet.acceptance import read_offer
@@ -35,6 +36,7 @@ from skerry import wire
 from skerry.bundle import parse_oci_manifest, read_bundle
 from skerry.canonical import from_json, from_msgpack, sha256, to_json, to_msgpack
 from skerry.custom import catalog_target, director_target, message_keys
+from skerry.delta import apply_patch
 from skerry.enrolment import MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
 from skerry.errors import FormatError, RefusedError, SkerryError, TrustError, UsageError
 from skerry.holding import Delegation, Holding
@@ -68,8 +70,10 @@ from tests.fuzz.good import (
     FLEET_TOML,
     KEY_NAMES,
     MANIFEST,
+    OLD_FILE,
     ONNX,
     ORDERS,
+    PATCHES,
     PLAN,
     PUBLIC_KEYS,
     RELEASES,
@@ -95,6 +99,7 @@ from tests.fuzz.makers import (
     spoilt_change,
     spoilt_frame,
     spoilt_message,
+    spoilt_patch,
     spoilt_pem,
     spoilt_token,
 )
@@ -109,6 +114,18 @@ def _read_bundle(data: bytes) -> None:
 def _onnx(data: bytes) -> None:
     outline = check_outline(data, IMPORT)
     assert outline.depth <= IMPORT.depth
+
+
+def _patch(data: bytes) -> None:
+    made = 0
+    for piece in apply_patch(io.BytesIO(OLD_FILE), io.BytesIO(data), limit_bytes=1 << 20):
+        made += len(piece)
+        assert made <= 1 << 20
+
+
+def _tensor_spans(data: bytes) -> None:
+    for span in tensor_spans(data).values():
+        assert 0 <= span.start < span.end <= len(data)
 
 
 def _read_manifest(data: bytes) -> None:
@@ -309,6 +326,8 @@ def all_targets() -> dict[str, Target]:
         Target("bundle", _read_bundle, (FormatError,), (rebuilt(MANIFEST),), spoilt_bundle),
         Target("oci_manifest", parse_oci_manifest, (FormatError,), (oci,), json_tree),
         Target("onnx", _onnx, (FormatError, RefusedError), ONNX),
+        Target("patch", _patch, (FormatError,), PATCHES, spoilt_patch),
+        Target("tensor_spans", _tensor_spans, (), ONNX),
         Target("manifest", _read_manifest, (FormatError,), (MANIFEST,), json_tree),
         Target("baseline", _baseline, (FormatError,), (to_msgpack(BASELINE),), msgpack_tree),
         Target("golden", _golden, (FormatError,), (golden(),), msgpack_tree),
