@@ -7,7 +7,8 @@
 3. From then on TLS is checked against exactly that authority, and the host name with it; only now
    the token's secret is shown.
 4. The answer is held against the token before anything of it is kept.
-5. A device that enrols again keeps its report key, and so whatever it has not delivered yet.
+5. A device that enrols again keeps its report key, and so whatever it has not delivered yet; and
+   what it knows of metadata and keys, so that roots of another ceremony are none for it.
 """
 
 import ssl
@@ -25,7 +26,15 @@ from agent.certificates import (
     read_key,
     signing_request,
 )
-from agent.identity import RECORD_FILE, Record, load_identity, save_identity, write_private
+from agent.identity import (
+    RECORD_FILE,
+    Identity,
+    Record,
+    load_identity,
+    root_version,
+    save_identity,
+    write_private,
+)
 from skerry.canonical import from_json, to_json
 from skerry.enrolment import (
     CA_PATH,
@@ -98,6 +107,8 @@ def enroll(
             "move the state directory away to change fleets",
             "another_fleet",
         )
+    if known is not None:
+        _check_chain(load_identity(folder), answer)
     record = save_identity(
         folder, answer, fleet_url=url, signer=signer, device_key=key_pem(device_key)
     )
@@ -121,6 +132,25 @@ def check_answer(
         )
     authority = authority_of(answer.ca, token.ca_fingerprint)
     check_certificate(answer.certificate, authority, device_key, token.device_id)
+
+
+def _check_chain(known: Identity, answer: EnrolAnswer) -> None:
+    """Refuse roots that cannot follow from those known: what they revoke would go on to count.
+
+    Raises:
+        TrustError: code ``another_ceremony``.
+    """
+    for old, new in (
+        (known.catalog_root, answer.catalog_root),
+        (known.director_root, answer.director_root),
+    ):
+        if new != old and root_version(new) <= root_version(old):
+            raise TrustError(
+                f"expected a root after version {root_version(old)}, got version "
+                f"{root_version(new)}, of another ceremony or of an old backup; after a new "
+                "ceremony move the state directory away, and enrol as a new device",
+                "another_ceremony",
+            )
 
 
 def _authority(url: str, token: EnrolmentToken) -> str:

@@ -24,7 +24,15 @@ from skerry.enrolment import EnrolAnswer
 from skerry.errors import FormatError, NotFoundError
 from skerry.keys import PublicKey, Signer
 
-__all__ = ["Identity", "Record", "load_identity", "save_certificate", "save_identity"]
+__all__ = [
+    "Identity",
+    "Record",
+    "load_identity",
+    "root_version",
+    "save_certificate",
+    "save_identity",
+    "write_private",
+]
 
 RECORD_FILE: Final = "identity.json"
 DEVICE_FILE: Final = "device.pem"
@@ -91,6 +99,13 @@ def load_identity(folder: Path) -> Identity:
         )
     except OSError as error:
         raise FormatError(f"the identity in {folder} is not whole: {error}; enrol again") from None
+
+
+def root_version(root: bytes) -> int:
+    """Return the version of a root's metadata, 1 if it names none."""
+    signed = from_json(root, dict[str, Any]).get("signed")
+    version = signed.get("version") if isinstance(signed, dict) else None
+    return version if isinstance(version, int) else 1
 
 
 def save_identity(

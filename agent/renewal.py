@@ -5,7 +5,8 @@ The rule, which takes time and chance as arguments (`Plan`):
 1. Due at two thirds of the life, and up to a thirtieth later, each device at its own time.
 2. After a failure again, later each time, at most every few hours; never given up.
 3. When it has expired, nothing here can help: an operator must preauthorize the device again. What
-   serves goes on serving, and records are kept.
+   serves goes on serving, and records are kept. It has not while the system's clock says so: the
+   fleet's own time may come from who stole its message key.
 
 The act: key and request are made, the fleet answers over TLS with the old certificate, key and
 certificate are written as one file, and the new one is used once, upon which the fleet forgets the
@@ -234,11 +235,21 @@ class Keeper:
         if need is Need.PREAUTHORIZATION and self._told is not need:
             log.error("%s", advice)
         self._told = need
-        if need is Need.RENEWAL:
-            await self._renew(validity)
+        if need is Need.RENEWAL or (need is Need.PREAUTHORIZATION and self._is_disputed()):
+            await self._renew()
         elif need is Need.NOTHING:
             await self._suspect()
         return need
+
+    def _is_disputed(self) -> bool:
+        """Tell whether the certificate is only due by the system's clock, and so worth a try.
+
+        Who stole a message key may tell a time at which every certificate has expired.
+        """
+        with contextlib.suppress(FormatError):
+            validity = validity_of(self._identity.device_file)
+            return self._plan.need(validity, time.time(), time.monotonic()) is Need.RENEWAL
+        return False
 
     async def _suspect(self) -> None:
         """Ask the fleet about this certificate when the broker has not taken it for long."""
@@ -257,7 +268,8 @@ class Keeper:
                 self._plan.renewed()
                 self._renewed()
 
-    async def _renew(self, old: Validity) -> None:
+    async def _renew(self) -> None:
+        old = validity_of(self._identity.device_file)
         try:
             await beside(lambda: renew(self._identity, self._url), "renewal")
         except (SkerryError, OSError) as error:

@@ -15,19 +15,18 @@ import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from agent.clock import DeviceClock, elapsed
 from agent.config import AgentConfig, Layout
 from agent.device_state import State
 from agent.download import Fetcher
 from agent.facts import Event, FleetTimeHeard, Refreshed, Verify
-from agent.identity import Identity
+from agent.identity import Identity, root_version
 from agent.state import Database
 from agent.threads import beside
 from agent.verify import verify
 from agent.verify_protocol import VerifyAnswer, VerifyRequest
-from skerry.canonical import from_json
 from skerry.errors import NotFoundError, SkerryError, TrustError, UnreachableError
 from skerry.keys import PublicKey
 from skerry.trust import check_floor
@@ -261,7 +260,7 @@ class Trust:
         return latest is not None and latest != _bytes(self._layout.tuf / "director" / TIMESTAMP)
 
     def _later_root(self) -> bool:
-        version = self._state().floor.metadata.get("director/root", 0) or _root_version(
+        version = self._state().floor.metadata.get("director/root", 0) or root_version(
             self.identity.director_root
         )
         try:
@@ -317,9 +316,3 @@ def _bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
-
-
-def _root_version(root: bytes) -> int:
-    signed = from_json(root, dict[str, Any]).get("signed")
-    version = signed.get("version") if isinstance(signed, dict) else None
-    return version if isinstance(version, int) else 1

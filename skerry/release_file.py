@@ -22,7 +22,7 @@ __all__ = ["MAX_FILE_BYTES", "ReleaseFile", "read_release_file"]
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_ROLES: Final = 1025  # a publisher's own, and 2 to the power of 10 bins
-MAX_ROOTS: Final = 64
+MAX_ROOTS: Final = 1024
 
 
 class _File(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -103,9 +103,9 @@ def serial(listening: Listening) -> int:
     return serial_of((listening.identity / "device.pem").read_text())
 
 
-def keeper(listening: Listening, renewed: list[str]) -> Keeper:
+def keeper(listening: Listening, renewed: list[str], *, ahead: timedelta = timedelta(0)) -> Keeper:
     return Keeper(
-        identity_of(listening), listening.url, now=lambda: utc_now().timestamp(),
+        identity_of(listening), listening.url, now=lambda: (utc_now() + ahead).timestamp(),
         renewed=lambda: renewed.append("renewed"), connected=lambda: False, rng=random.Random(1),
     )  # fmt: skip
 
@@ -148,6 +148,17 @@ async def test_an_open_fetcher_uses_the_new_certificate(listening: Listening) ->
     for _ in range(3):
         assert await asyncio.to_thread(fetcher.small, FILE, 1 << 20)
         await asyncio.to_thread(renew, identity, listening.url)
+
+
+async def test_a_time_far_ahead_does_not_let_the_certificate_lapse(listening: Listening) -> None:
+    """A stolen message key tells any time; the system's clock says that renewal is due."""
+    former, renewed = serial(listening), list[str]()
+    kept = keeper(listening, renewed, ahead=timedelta(days=400))
+    for _ in range(3):
+        assert await kept.look() is Need.PREAUTHORIZATION
+    assert renewed == ["renewed"]
+    assert serial(listening) != former
+    assert await works(listening)
 
 
 async def test_the_old_one_holds_until_the_new_one_was_used(listening: Listening) -> None:
@@ -369,4 +380,17 @@ async def test_again_is_for_the_same_device_of_the_same_fleet(
             await enrol(listening, token, again=True)
         assert caught.value.code == "another_fleet"
     assert (listening.identity / "identity.json").read_bytes() == before
+    assert await works(listening)
+
+
+async def test_again_is_not_for_another_ceremony(listening: Listening, tmp_path: Path) -> None:
+    """The device would go on to believe the keys of the ceremony before it."""
+    before = {path.name: path.read_bytes() for path in listening.identity.glob("*-root.json")}
+    async with open_listener(tmp_path / "other") as other:
+        with pytest.raises(TrustError, match="move the state directory away") as caught:
+            await enrol(listening, other.token(DEVICE, again=True), again=True)
+        assert caught.value.code == "another_ceremony"
+    for name, root in before.items():
+        assert (listening.identity / name).read_bytes() == root
+    await enrol(listening, listening.token(DEVICE, again=True), again=True)
     assert await works(listening)
