@@ -17,7 +17,7 @@ from tuf.api.serialization import DeserializationError
 from compiler.believe import Trust, parse_targets
 from skerry.errors import FormatError, TrustError
 from skerry.holding import Delegation, Holding
-from skerry.release_file import ReleaseFile
+from skerry.release_file import MAX_ROOTS, ReleaseFile
 
 __all__ = [
     "CATALOG",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 CATALOG: Final = "/tuf/catalog/metadata/"
-MAX_ROOTS: Final = 32
 
 Fetch = Callable[[str], bytes | None]  # a URL's body, None for 404; raises UnreachableError
 

@@ -18,11 +18,11 @@ import msgspec
 
 from skerry.errors import FormatError
 
-__all__ = ["MAX_FILE_BYTES", "ReleaseFile", "read_release_file"]
+__all__ = ["MAX_FILE_BYTES", "MAX_ROOTS", "ReleaseFile", "read_release_file"]
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_ROLES: Final = 1025  # a publisher's own, and 2 to the power of 10 bins
-MAX_ROOTS: Final = 1024
+MAX_ROOTS: Final = 1024  # one each month, for longer than any fleet
 
 
 class _File(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from compiler.handover import fetch_release_file
 from skerry.errors import FormatError
 from skerry.release_file import MAX_FILE_BYTES, ReleaseFile, read_release_file
 
@@ -44,7 +45,7 @@ HEAD = {"format": "skerry-release/1", "publisher": "acme"}
         HEAD | {"metadata": {"acme": {}}, "publisher": 7},
         HEAD | {"metadata": {"acme": {}}, "format": "skerry-release/2"},
         HEAD | {"metadata": {"acme": {}} | {f"acme_bin-{n}": {} for n in range(1025)}},
-        HEAD | {"metadata": {"acme": {}}, "roots": [{}] * 65},
+        HEAD | {"metadata": {"acme": {}}, "roots": [{}] * 1025},
         HEAD | {"metadata": {"acme": {}}, "before": [1]},
         [1],
         "acme",
@@ -58,3 +59,12 @@ def test_anything_else_is_refused(value: object) -> None:
 def test_no_more_is_read_than_a_file_may_have() -> None:
     with pytest.raises(FormatError, match="at most"):
         read_release_file(b" " * (MAX_FILE_BYTES + 1))
+
+
+def test_every_root_travels_however_often_keys_were_changed() -> None:
+    def fetch(url: str) -> bytes | None:
+        name = url.rpartition("/")[2]
+        number = name.removesuffix(".root.json")
+        return name.encode() if number.isdecimal() and int(number) <= 201 else None
+
+    assert len(fetch_release_file("acme", "http://fleet/", fetch).roots) == 200
