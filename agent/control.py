@@ -58,7 +58,7 @@ from agent.uplink import Uplink
 from skerry import topics
 from skerry.canonical import to_json
 from skerry.profile import hw_class
-from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result, signed_by
+from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result, policy_fault, signed_by
 
 __all__ = ["Control"]
 
@@ -98,7 +98,8 @@ class Control:
         self._device, self._fleet = record.device_id, record.fleet_id
         self._fleet_url = (config.fleet_url or record.fleet_url).rstrip("/")
         self._inventory = take_inventory(layout.root)
-        self._policy = database.get("policy", Policy) or NO_POLICY
+        policy = database.get("policy", Policy)
+        self._policy = NO_POLICY if policy is None or policy_fault(policy) else policy
         self._trust = Trust(
             layout, config, identity, database,
             fleet_url=self._fleet_url,

@@ -31,16 +31,13 @@ from skerry.ids import check_id
 from skerry.manifest import Evaluation, parse_baseline
 from skerry.states import DeviceState
 from skerry.trust import parse_target
-from skerry.wire import Cmd, Policy
+from skerry.wire import Cmd, Policy, policy_fault
 
 __all__ = ["Commands", "DeviceToken"]
 
 log = logging.getLogger(__name__)
 
 CMD_VALID: Final = timedelta(minutes=5)
-MIN_WINDOW_S: Final = 1.0
-MAX_WINDOW_S: Final = 86400.0
-MAX_SPREAD_S: Final = 86400.0
 
 
 class DeviceToken(msgspec.Struct, frozen=True):
@@ -245,14 +242,8 @@ class Commands:
             UsageError: a value out of bounds.
             ConflictError: somebody else changed it at the same moment.
         """
-        if not MIN_WINDOW_S <= policy.window_s <= MAX_WINDOW_S:
-            raise UsageError(
-                f"expected window_s of {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, got {policy.window_s:g}"
-            )
-        if not 0.0 <= policy.sample_rate <= 1.0:
-            raise UsageError(f"expected sample_rate of 0 to 1, got {policy.sample_rate:g}")
-        if not 0.0 <= policy.spread_s <= MAX_SPREAD_S:
-            raise UsageError(f"expected spread_s of 0 to {MAX_SPREAD_S:g}, got {policy.spread_s:g}")
+        if fault := policy_fault(policy):
+            raise UsageError(fault)
         version = self._store.alerts.policy().version + 1
         policy = msgspec.structs.replace(policy, version=version)
         self._store.alerts.put_policy(policy, self._clock().timestamp())

@@ -57,12 +57,18 @@ __all__ = [
     "open_down",
     "open_up",
     "peek_up",
+    "policy_fault",
     "seal_down",
     "seal_up",
     "signed_by",
 ]
 
 VERSION: Final = 1
+_POLICY_BOUNDS: Final = (
+    ("window_s", 1.0, 86400.0),
+    ("sample_rate", 0.0, 1.0),
+    ("spread_s", 0.0, 86400.0),
+)
 MAX_MESSAGE_BYTES: Final = 128 * 1024
 UP_DOMAIN: Final = b"skerry/v1/up\x00"
 DOWN_DOMAIN: Final = b"skerry/v1/down\x00"
@@ -248,6 +254,15 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     spread_s: float = 0.0  # reconnects are spread over so many seconds
 
 
+def policy_fault(policy: Policy) -> str:
+    """Return what is out of bounds in a policy, empty if nothing is; serving divides by `window_s`."""
+    for name, low, high in _POLICY_BOUNDS:
+        value = getattr(policy, name)
+        if not low <= value <= high:  # no number is within bounds either
+            return f"expected {name} of {low:g} to {high:g}, got {value:g}"
+    return ""
+
+
 DownType = Literal["desired", "ack", "cmd", "policy"]
 
 
@@ -386,7 +401,10 @@ def open_down(
         raise TrustError(f"expected a message for {device}, got {down.dev[:64]}", "wrong_device")
     if down.exp is not None and down.exp < now:
         raise TrustError(f"message expired {now - down.exp:.0f} s ago", "expired")
-    return down, from_msgpack(bytes(down.body), _DOWN_BODY[down.type], limit=MAX_MESSAGE_BYTES)
+    body: DownBody = from_msgpack(bytes(down.body), _DOWN_BODY[down.type], limit=MAX_MESSAGE_BYTES)
+    if isinstance(body, Policy) and (fault := policy_fault(body)):
+        raise FormatError(fault)
+    return down, body
 
 
 def _seal(signer: Signer, domain: bytes, envelope: Up | Down) -> bytes:

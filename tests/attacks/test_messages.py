@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.facts import Verified
@@ -207,6 +208,25 @@ async def test_row_26_a_replayed_policy_changes_nothing(site: Site, hearing: Hea
     assert hearing.window_s == 6.0
     site.device.hear(site.seal("policy", Policy(version=3, window_s=5.0), dev="all"))
     assert hearing.window_s == 5.0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"window_s": 0.0}, {"window_s": -1.0}, {"window_s": float("nan")}, {"window_s": 1e300},
+        {"spread_s": float("inf")}, {"sample_rate": float("nan")},
+    ],
+)  # fmt: skip
+async def test_row_26_a_policy_that_would_stop_serving_is_refused(
+    site: Site, hearing: Hearing, odd: dict[str, float]
+) -> None:
+    """The serving process divides by the window's length; a stolen message key may sign any."""
+    site.device.hear(site.seal("policy", Policy(version=1, window_s=5.0), dev="all"))
+    site.device.hear(site.seal("policy", msgspec.structs.replace(Policy(2), **odd), dev="all"))
+    assert hearing.window_s == 5.0
+    assert "malformed" in site.device.refusals
+    site.device.hear(site.seal("policy", Policy(version=2, window_s=6.0), dev="all"))
+    assert hearing.window_s == 6.0
 
 
 async def test_row_26_a_replayed_desired_changes_nothing(site: Site) -> None:
