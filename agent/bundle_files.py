@@ -1,7 +1,7 @@
 """What an update needs of a bundle: its manifest, the variants that fit here, their files.
 
 Fetching goes through threads, by digest, into the slots; what is there already is not
-fetched again. Which variant is best is the manifest's order among those that fit.
+fetched again, and a model's file is made by a patch where that saves bytes. Which variant is best is the manifest's order among those that fit.
 """
 
 import threading
@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from agent.config import AgentConfig
 from agent.download import Fetcher
 from agent.facts import Release
+from agent.patches import Patches
 from agent.serve_protocol import ServeSlot
 from agent.slots import Slots, variant_of
 from agent.threads import beside
@@ -21,6 +22,7 @@ from skerry.canonical import sha256
 from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError
 from skerry.manifest import FileRef, Manifest
 from skerry.profile import Inventory, incompatibility
+from skerry.trust import PatchRef
 
 __all__ = ["BundleFiles"]
 
@@ -57,6 +59,7 @@ class BundleFiles:
         self._ca_file, self._device_file = ca_file, device_file
         self._inventory = inventory
         self._fetching = threading.Lock()
+        self.patches: Final = Patches(slots, config, self._fetch_patch)
 
     async def fetch_manifest(self, release: Release) -> Manifest:
         """Return the manifest of a verified release.
@@ -100,12 +103,15 @@ class BundleFiles:
         """
         bundle, model = release.ref.bundle, release.ref.model
         manifest = self._slots.manifest(bundle)
-        needed = (variant_of(manifest, variant).file, manifest.golden, manifest.baseline)
+        model_file = variant_of(manifest, variant).file
+        needed = (model_file, manifest.golden, manifest.baseline)
         if all(self._slots.has(bundle, file.digest) for file in needed):
             return
         oci = self._slots.oci(bundle)
         for file in needed:
             self._check_listed(oci, file)
+            if file == model_file and await self.patches.bring(release, file):
+                continue
             await self._in_thread(partial(self._fetch_file, model, bundle, file))
 
     def check(self, release: Release) -> None:
@@ -172,6 +178,12 @@ class BundleFiles:
             digest=file.digest,
             size_bytes=file.size_bytes,
         )
+
+    async def _fetch_patch(self, release: Release, patch: PatchRef) -> Path:
+        bundle, model = release.ref.bundle, release.ref.model
+        file = FileRef(patch.digest, patch.size_bytes)
+        await self._in_thread(partial(self._fetch_file, model, bundle, file))
+        return self._slots.path(bundle, patch.digest)
 
     def _check_listed(self, oci: OciManifest, file: FileRef) -> None:
         sizes = {layer.digest: layer.size for layer in oci.layers}

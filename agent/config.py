@@ -45,6 +45,8 @@ class AgentConfig:
     verify_timeout_s: float = 60.0
     download_timeout_s: float = 30.0  # without a byte
     download_max_bytes: int = 4 << 30  # of one file
+    patches: bool = True  # of files that are here already, where a release comes with them
+    patch_timeout_s: float = 300.0  # to make a file of one
     disk_reserve_bytes: int = 64 << 20  # free space that a download leaves
     log_level: str = "info"
 
@@ -57,7 +59,7 @@ class AgentConfig:
             )
         for name in ("poll_s", "resend_s", "reconnect_base_s", "reconnect_cap_s", "keepalive_s",
                      "health_s", "news_s", "threads", "start_timeout_s", "drain_s", "smoke_timeout_s",
-                     "verify_timeout_s", "download_timeout_s", "download_max_bytes"):  # fmt: skip
+                     "verify_timeout_s", "download_timeout_s", "download_max_bytes", "patch_timeout_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")
         if self.log_level not in {"debug", "info", "warning", "error"}:

@@ -118,13 +118,13 @@ class Control:
             crashed=lambda: self._handle(ServeCrashed()),
             unable=lambda message: self._handle(ServeUnable(message)),
         )  # fmt: skip
+        self._files = BundleFiles(
+            Slots(layout.slots), config, fleet_url=self._fleet_url,
+            ca_file=identity.ca_file, device_file=identity.device_file,
+            inventory=self._inventory,
+        )  # fmt: skip
         self._installer = Installer(
-            BundleFiles(
-                Slots(layout.slots), config, fleet_url=self._fleet_url,
-                ca_file=identity.ca_file, device_file=identity.device_file,
-                inventory=self._inventory,
-            ),
-            self._supervisor,
+            self._files, self._supervisor,
             verifier=self._trust.verify,
             state=lambda: self._machine.state,
             handle=self._handle,
@@ -341,6 +341,9 @@ class Control:
             stale=self._trust.stale(),
             trust_code=self._trust.code,
             clock_off_s=self._trust.clock_off_s(),
+            patched=self._files.patches.made,
+            patch_failed=self._files.patches.failed,
+            patch_saved_bytes=self._files.patches.saved_bytes,
         )
         if status != self._status:
             self._status = status

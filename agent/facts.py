@@ -6,7 +6,7 @@ slot and assignment, so that a late outcome is known for what it is.
 
 import msgspec
 
-from skerry.trust import CatalogTarget, DirectorTarget
+from skerry.trust import CatalogTarget, DirectorTarget, PatchRef
 from skerry.wire import Desired, LiveStats, Probation, ReleaseRef, SlotDesired
 
 __all__ = [
@@ -50,6 +50,7 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     length: int  # of the OCI manifest, bytes
     release_counter: int
     may_fall_back_to: list[str] = []
+    patches: list[PatchRef] = []
 
 
 # --- events: past facts -----------------------------------------------------------------

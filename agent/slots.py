@@ -5,6 +5,8 @@
         manifest.json       the Skerry manifest
         <hex>               files of the bundle, by digest
         <hex>.part          a download under way
+        <hex>.tries         how often a patch was begun that makes this file, a byte for each
+        <hex>.patched       what it has made so far
 
 A file comes to its name only whole, checked and synced: written beside, then renamed. So a
 name says that its content was right once; `check` looks whether it still is.
@@ -101,6 +103,14 @@ class Slots:
     def has(self, bundle: str, digest: str) -> bool:
         """Tell whether a file of a bundle is here, whole when it came."""
         return self.path(bundle, digest).is_file()
+
+    def holding(self, digest: str) -> Path | None:
+        """Return a file with this digest of any bundle that is here, None if there is none."""
+        name = _hex(digest)
+        for entry in sorted(self._root.iterdir()):
+            if _HEX.fullmatch(entry.name) and (entry / name).is_file():
+                return entry / name
+        return None
 
     def check(self, bundle: str, variant: str) -> None:
         """Read what serves a variant and hold it against its digests; remove what is damaged.

@@ -44,6 +44,9 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     stale: list[str] = []  # repositories without fresh metadata
     trust_code: str = ""  # why metadata is refused
     clock_off_s: int = 0  # the system's clock is so far ahead of the fleet's
+    patched: int = 0  # files that were made by a patch, since control began
+    patch_failed: int = 0  # and those for which that failed
+    patch_saved_bytes: int = 0
 
 
 def write_status(file: Path, status: Status) -> None:
@@ -101,6 +104,9 @@ def collect(layout: Layout) -> dict[str, Any]:
         "stale": status.stale if alive and status else _stale(state),
         "trust_code": status.trust_code if status else "",
         "clock_off_s": status.clock_off_s if alive and status else 0,
+        "patched": status.patched if status else 0,
+        "patch_failed": status.patch_failed if status else 0,
+        "patch_saved_bytes": status.patch_saved_bytes if status else 0,
         "slots": {
             name: {
                 "model": slot.current.ref.model if slot.current else None,
@@ -136,6 +142,11 @@ def describe(found: dict[str, Any]) -> str:
     if found["clock_off_s"]:
         side = "ahead of" if found["clock_off_s"] > 0 else "behind"
         lines.append(f"  clock      {abs(found['clock_off_s'])} s {side} the fleet's; set it right")
+    if found["patched"] or found["patch_failed"]:
+        lines.append(
+            f"  patches    {found['patched']} files made by one, "
+            f"{found['patch_saved_bytes']:,} bytes saved; {found['patch_failed']} failed"
+        )
     for name, slot in found["slots"].items():
         what = f"{slot['model']} {slot['model_version']}" if slot["model"] else "empty"
         variant = f", variant {slot['variant']}" if slot["variant"] else ""

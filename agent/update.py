@@ -270,6 +270,7 @@ def _on_verified(turn: Turn, slot: Slot, work: Work, event: Verified) -> None:
         length=released.length,
         release_counter=released.release_counter,
         may_fall_back_to=released.may_fall_back_to,
+        patches=released.patches,
     )  # fmt: skip
     turn.enter(slot, msgspec.structs.replace(work, release=release), _A.DOWNLOADING)
 

@@ -1,6 +1,6 @@
 """What Skerry adds to TUF metadata: two `custom` fields of targets, and one field of a root.
 
-    catalog target    custom {release_counter, hw_classes, min_agent, may_fall_back_to}
+    catalog target    custom {release_counter, hw_classes, min_agent, may_fall_back_to, patches}
     director target   custom {device, slot, rollout, nonce}
     director root     x-skerry-message-keys {key id: 64 hex digits of the raw Ed25519 key}
 
@@ -13,12 +13,15 @@ from typing import Any, Final
 
 import msgspec
 
-from skerry.errors import TrustError, UsageError
+from skerry.canonical import check_digest
+from skerry.errors import FormatError, TrustError, UsageError
 from skerry.ids import check_id, check_version
 from skerry.keys import PublicKey
-from skerry.trust import CatalogTarget, DirectorTarget, parse_target
+from skerry.trust import CatalogTarget, DirectorTarget, PatchRef, parse_target
 
 __all__ = [
+    "MAX_PATCHES",
+    "MAX_PATCH_BYTES",
     "MESSAGE_KEYS_FIELD",
     "catalog_custom",
     "catalog_target",
@@ -31,6 +34,8 @@ __all__ = [
 MESSAGE_KEYS_FIELD: Final = "x-skerry-message-keys"
 MAX_CLASSES: Final = 64
 MAX_FALL_BACKS: Final = 64
+MAX_PATCHES: Final = 16  # 4 kB of metadata
+MAX_PATCH_BYTES: Final = 1 << 30
 
 
 class _CatalogCustom(msgspec.Struct, frozen=True):
@@ -38,6 +43,7 @@ class _CatalogCustom(msgspec.Struct, frozen=True):
     hw_classes: list[str]
     min_agent: str
     may_fall_back_to: list[str] = []
+    patches: list[PatchRef] = []
 
 
 class _DirectorCustom(msgspec.Struct, frozen=True):
@@ -48,13 +54,16 @@ class _DirectorCustom(msgspec.Struct, frozen=True):
 
 
 def catalog_custom(target: CatalogTarget) -> dict[str, Any]:
-    """Return the `custom` field of a release."""
-    return {
+    """Return the `custom` field of a release; one without patches says nothing of them."""
+    custom: dict[str, Any] = {
         "release_counter": target.release_counter,
         "hw_classes": list(target.hw_classes),
         "min_agent": target.min_agent,
         "may_fall_back_to": list(target.may_fall_back_to),
     }
+    if target.patches:
+        custom["patches"] = msgspec.to_builtins(target.patches)
+    return custom
 
 
 def catalog_target(
@@ -77,6 +86,7 @@ def catalog_target(
         )
     if len(fields.hw_classes) > MAX_CLASSES or len(fields.may_fall_back_to) > MAX_FALL_BACKS:
         raise TrustError(f"target {path}: lists too many classes or releases", "custom")
+    _check_patches(path, fields.patches)
     return CatalogTarget(
         path=path,
         length=length,
@@ -85,6 +95,7 @@ def catalog_target(
         hw_classes=fields.hw_classes,
         min_agent=fields.min_agent,
         may_fall_back_to=fields.may_fall_back_to,
+        patches=fields.patches,
     )
 
 
@@ -145,6 +156,23 @@ def message_keys(unrecognized: Mapping[str, object]) -> dict[str, PublicKey]:
     if not keys or any(len(key.raw) != 32 for key in keys) or {k.key_id for k in keys} != set(raws):
         raise TrustError("the director root names a message key by a wrong id", "message_keys")
     return {key.key_id: key for key in keys}
+
+
+def _check_patches(path: str, patches: list[PatchRef]) -> None:
+    if len(patches) > MAX_PATCHES:
+        raise TrustError(f"target {path}: expected at most {MAX_PATCHES} patches", "custom")
+    for patch in patches:
+        try:
+            for digest in (patch.old, patch.new, patch.digest):
+                check_digest(digest)
+        except FormatError as error:
+            raise TrustError(f"target {path}: a patch: {error}", "custom") from None
+        if not 0 < patch.size_bytes <= MAX_PATCH_BYTES:
+            raise TrustError(
+                f"target {path}: expected patches of 1 to {MAX_PATCH_BYTES} bytes, "
+                f"got {patch.size_bytes}",
+                "custom",
+            )
 
 
 def _typed(custom: object, kind: type[Any], path: str) -> Any:

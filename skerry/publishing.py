@@ -6,7 +6,8 @@
 3. Every release lies under ``models/<publisher>/``.
 4. Every release that was there is there unchanged, wherever it lies: what is released stays as it is.
 5. At most one release is new: the bundle's, by length and digest; its counter is higher than any of
-   its model, and it may fall back only to earlier releases of that model.
+   its model, it may fall back only to earlier releases of that model, and its patches make files of
+   its own variants.
 
 The fleet asks them before it accepts, and so does each who adds a signature. Signatures are checked
 by the caller.
@@ -152,3 +153,11 @@ def _check_order(
             f"got {', '.join(release.hw_classes)}",
             "hw_classes",
         )
+    sizes = {v.file.digest: v.file.size_bytes for v in bundle.manifest.variants}
+    for patch in release.patches:
+        if patch.size_bytes >= sizes.get(patch.new, 0) or patch.old == patch.new:
+            raise TrustError(
+                f"expected patches that make a variant of {release.path} and are smaller than it, "
+                f"got one of {patch.size_bytes} bytes to {patch.new}; sign the release again",
+                "patches",
+            )

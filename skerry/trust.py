@@ -26,6 +26,7 @@ __all__ = [
     "CatalogTarget",
     "DirectorTarget",
     "Floor",
+    "PatchRef",
     "SignedTime",
     "TargetPath",
     "Verified",
@@ -50,6 +51,19 @@ class TargetPath(msgspec.Struct, frozen=True):
     model_version: str
 
 
+class PatchRef(msgspec.Struct, frozen=True, rename={"old": "from", "new": "to"}):
+    """A patch that a release comes with: it makes one of its files of an earlier one's.
+
+    What it makes is held against `new` like any file of a bundle: a patch can save bytes, and
+    bring nothing in. Digests are ``sha256:...``.
+    """
+
+    old: str
+    new: str
+    digest: str
+    size_bytes: int
+
+
 class CatalogTarget(msgspec.Struct, frozen=True, omit_defaults=True):
     """A release as the catalog states it: `length` and `sha256` of its OCI manifest."""
 
@@ -60,6 +74,7 @@ class CatalogTarget(msgspec.Struct, frozen=True, omit_defaults=True):
     hw_classes: list[str]
     min_agent: str
     may_fall_back_to: list[str] = []  # digests sha256:...
+    patches: list[PatchRef] = []
 
 
 class DirectorTarget(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from skerry.custom import (
@@ -15,16 +16,30 @@ from skerry.custom import (
 )
 from skerry.errors import TrustError
 from skerry.keys import Signer
-from skerry.trust import CatalogTarget, DirectorTarget, target_path
+from skerry.trust import CatalogTarget, DirectorTarget, PatchRef, target_path
 
 PATH, HASHES = target_path("acme", "reader", "1.0.0"), {"sha256": "ab" * 32}
 RELEASE = CatalogTarget(PATH, 9, HASHES["sha256"], 2, ["any"], "0.1.0", ["sha256:" + "cd" * 32])
+PATCH = PatchRef("sha256:" + "1" * 64, "sha256:" + "2" * 64, "sha256:" + "3" * 64, 9)
 ORDER = DirectorTarget(PATH, 9, HASHES["sha256"], "dev-1", "reader", "r-1", "a-1")
 
 
 def test_targets_come_back() -> None:
     assert catalog_target(PATH, 9, HASHES, catalog_custom(RELEASE)) == RELEASE
     assert director_target(PATH, 9, HASHES, director_custom(ORDER)) == ORDER
+
+
+def test_patches_come_back_and_are_not_there_where_there_are_none() -> None:
+    custom = catalog_custom(msgspec.structs.replace(RELEASE, patches=[PATCH] * 16))
+    assert custom["patches"][0] == {
+        "from": PATCH.old, "to": PATCH.new, "digest": PATCH.digest, "size_bytes": 9,
+    }  # fmt: skip
+    assert catalog_target(PATH, 9, HASHES, custom).patches == [PATCH] * 16
+    assert "patches" not in catalog_custom(RELEASE)
+
+
+def patch(**change: object) -> dict[str, object]:
+    return msgspec.to_builtins(PATCH) | change
 
 
 def test_fields_of_a_newer_writer_are_ignored() -> None:
@@ -44,6 +59,15 @@ def test_fields_of_a_newer_writer_are_ignored() -> None:
         {"min_agent": "new"},
         {"min_agent": ""},
         {"may_fall_back_to": ["x"] * 65},
+        {"patches": [patch()] * 17},
+        {"patches": [patch(size_bytes=0)]},
+        {"patches": [patch(size_bytes=(1 << 30) + 1)]},
+        {"patches": [patch(size_bytes=1.5)]},
+        {"patches": [patch(digest="sha256:" + "A" * 64)]},
+        {"patches": [patch(**{"from": "1" * 64})]},
+        {"patches": [patch(to="../x")]},
+        {"patches": [{"digest": PATCH.digest}]},
+        {"patches": None},
     ],
 )
 def test_a_release_of_another_form_is_refused(change: dict[str, Any]) -> None:
