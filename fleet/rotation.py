@@ -40,7 +40,7 @@ from fleet.keystore import ONLINE, promote, read_next, read_public
 from fleet.offline import PublisherKeys, PublisherWish, key_name, named, publishers_of
 from fleet.roles import latest, load_roots, parse, tuf_key
 from skerry.custom import message_keys
-from skerry.errors import ConflictError, NotFoundError, TrustError, UsageError
+from skerry.errors import ConflictError, FormatError, NotFoundError, TrustError, UsageError
 from skerry.io.signers import Passphrase, open_signer
 from skerry.keys import PublicKey, Signer
 
@@ -53,6 +53,7 @@ __all__ = [
     "load_change",
     "read_standing",
     "settle",
+    "settle_at_start",
 ]
 
 CHANGE_FILE: Final = "change.json"
@@ -188,7 +189,7 @@ def install(file: Path, data: Path, now: datetime) -> Change:
     check_complete(change, now)
     _check_online_keys(change, data)
     incoming, content = data / "tuf" / INCOMING, write_change(change)
-    if incoming.exists() and incoming.read_bytes() != content:
+    if incoming.exists() and incoming.read_bytes() != content and _fits(incoming, data, now):
         raise ConflictError(
             f"another change waits in {incoming}; a running fleet takes it up within a minute, "
             "others at their next start"
@@ -208,10 +209,7 @@ def settle(data: Path, now: datetime) -> bool:
     arrived = incoming.exists()
     if arrived:
         change = load_change(incoming)
-        fleet_id = read_public(data / "keys" / "public.json").fleet_id
-        check_follows(change, fleet_id, read_standing(data, check=False))
-        check_complete(change, now)
-        _check_online_keys(change, data)
+        _check_waiting(change, data, now)
         for name, content in change.wanted.items():
             write_atomic(_file(data, name, content), content)
         log.info("a change of keys was installed: %s", ", ".join(sorted(change.wanted)))
@@ -221,6 +219,18 @@ def settle(data: Path, now: datetime) -> bool:
     if arrived:
         incoming.unlink()
     return arrived or bool(promoted)
+
+
+def settle_at_start(data: Path, now: datetime) -> None:
+    """Take up what was installed, but start without a change that has expired or does not fit.
+
+    It stays where it is, and `settle` says so again and again while the fleet runs. Where half of it
+    was written, the fleet's own checks of its keys decide.
+    """
+    try:
+        settle(data, now)
+    except (TrustError, ConflictError, FormatError) as error:
+        log.error("the change in %s is not taken up: %s", data / "tuf" / INCOMING, error)
 
 
 def read_standing(data: Path, *, check: bool = True) -> dict[str, bytes]:
@@ -250,6 +260,22 @@ def _file(data: Path, name: str, content: bytes) -> Path:
     kind = Targets if name == PUBLISHERS else Root
     version = parse(content, kind, name).signed.version  # type: ignore[type-var]
     return data / "tuf" / folder / f"{version}.{role}.json"
+
+
+def _check_waiting(change: Change, data: Path, now: datetime) -> None:
+    fleet_id = read_public(data / "keys" / "public.json").fleet_id
+    check_follows(change, fleet_id, read_standing(data, check=False))
+    check_complete(change, now)
+    _check_online_keys(change, data)
+
+
+def _fits(incoming: Path, data: Path, now: datetime) -> bool:
+    """Tell whether what waits will be taken up; what will not gives way to the next change."""
+    try:
+        _check_waiting(load_change(incoming), data, now)
+    except (TrustError, ConflictError, FormatError):
+        return False
+    return True
 
 
 def _check_online_keys(change: Change, data: Path) -> None:

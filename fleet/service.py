@@ -46,7 +46,7 @@ from fleet.keystore import OnlineKeys, load_online_keys
 from fleet.mqtt import FleetMqtt, IngestWorker, Sender
 from fleet.process import bound, only_one, read_key_file, read_token
 from fleet.registry import Registry
-from fleet.rotation import settle
+from fleet.rotation import settle_at_start
 from fleet.store import open_store
 from fleet.tls import device_context
 from fleet.tls_files import context_of, make_client, make_server, reached_as
@@ -103,7 +103,7 @@ class Service:
         self._api_url = f"http://{host}:{api_port}"
         self._device_url = f"https://{host}:{device_port}"
         now = utc_now()
-        settle(config.data, now)
+        settle_at_start(config.data, now)
         keys = load_online_keys(config.keys_dir, os.environ)
         self.catalog: Final = Catalog(config.tuf_dir / "catalog", keys, now)
         director = Director(config.tuf_dir / "director", keys)

@@ -33,6 +33,7 @@ from fleet.rotation import (
     load_change,
     read_standing,
     settle,
+    settle_at_start,
 )
 from skerry.errors import (
     ConflictError,
@@ -221,6 +222,34 @@ def test_a_crash_while_a_change_is_taken_up_is_made_good_at_the_next_start(
     made.keys.take_over(keys)
     made.catalog.reload(LATER)
     made.director.reload()
+
+
+def test_a_fleet_starts_without_a_change_that_it_cannot_take_up(
+    made: TrustedFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was installed, and the fleet was off until the change had expired."""
+    install(signed(made, begun(made), "root-1", "root-2"), made.data, LATER)
+    before, much_later = read_standing(made.data), LATER + timedelta(days=400)
+    with pytest.raises(TrustError, match="begin it again"):
+        settle(made.data, much_later)
+    settle_at_start(made.data, much_later)
+    assert "is not taken up" in caplog.text
+    assert read_standing(made.data) == before
+    again = begin(
+        made.data, made.data.parent / "again", Wanted(), passphrase=lambda _: PHRASE, now=much_later
+    ).file
+    for name in ("root-1", "root-2"):
+        approve_file(again, str(made.out / f"{name}.pem"), lambda _: PHRASE, much_later)
+    install(again, made.data, much_later)
+    other = begin(
+        made.data, made.data.parent / "other", Wanted(), passphrase=lambda _: PHRASE, now=much_later
+    ).file
+    for name in ("root-2", "root-3"):
+        approve_file(other, str(made.out / f"{name}.pem"), lambda _: PHRASE, much_later)
+    with pytest.raises(ConflictError, match="another change waits"):
+        install(other, made.data, much_later)
+    settle_at_start(made.data, much_later)
+    assert read_standing(made.data) != before
 
 
 def test_a_change_of_what_has_changed_since_is_refused(made: TrustedFleet) -> None:
