@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.baseline import as_rows, make_baseline
+from compiler.bom import make_bom
 from compiler.candidates import Candidate, precision_of
 from compiler.card import make_card
 from compiler.evaluate import Quality
@@ -86,6 +87,9 @@ def assemble(
         "evaluation.json": to_json(evaluation),
         "README.md": make_card(recipe, evaluation, inputs, outputs, lineage.data),
     }
+    layers["bom.cdx.json"] = make_bom(
+        recipe, evaluation, lineage, {c.form: layers[f"model-{c.form}.onnx"] for c in shipped}
+    )
 
     def file(name: str) -> FileRef:
         return FileRef(sha256(layers[name]), len(layers[name]))
@@ -116,6 +120,7 @@ def assemble(
         evaluation=file("evaluation.json"),
         card=file("README.md"),
         lineage=lineage,
+        bom=file("bom.cdx.json"),
     )
     return manifest, layers
 

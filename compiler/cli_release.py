@@ -28,7 +28,9 @@ from compiler.publish import check_url, fetch
 from compiler.publish import publish as run_publish
 from compiler.sign import release_of
 from compiler.verify import verify_in_catalog, verify_with_key
+from skerry.canonical import from_json
 from skerry.errors import TrustError, UsageError
+from skerry.manifest import Evaluation
 from skerry.release_file import MAX_FILE_BYTES, read_release_file
 
 __all__ = ["inspect", "publish", "verify"]
@@ -42,7 +44,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     content = load_bundle(bundle)
     manifest = content.manifest
     if as_json:
-        facts = {"digest": content.digest, "manifest": manifest}
+        facts = {
+            "digest": content.digest,
+            "manifest": manifest,
+            "evaluation": from_json(content.blobs[manifest.evaluation.digest], Evaluation),
+        }
         click.echo(msgspec.json.encode(facts))
         return
     console = Console(stderr=True, highlight=False)
@@ -59,6 +65,21 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for label, specs in (("in", manifest.inputs), ("out", manifest.outputs)):
         for spec in specs:
             console.print(escape(f"{label}: {spec.name} {spec.datatype} {spec.shape}"))
+    report = from_json(content.blobs[manifest.evaluation.digest], Evaluation)
+    for part in report.slices:
+        console.print(
+            escape(f"{part.slice} {part.group}: {report.metric} {part.value:.4f} (n={part.n})")
+        )
+    for candidate in report.candidates:
+        console.print(escape(f"{candidate.precision}: {candidate.reason}"))
+        if candidate.left_float:
+            console.print(escape(f"  left in float: {', '.join(candidate.left_float)}"))
+    console.print(
+        f"measured on {escape(report.isa or '?')}; other classes of hardware are unmeasured until a "
+        "device of theirs has run the golden set"
+    )
+    for name, value in sorted(manifest.lineage.data.items()):
+        console.print(escape(f"data {name}: {value}"))
     watched = ", ".join(f"{f.name} ({f.kind})" for f in manifest.features)
     console.print(f"watched: {escape(watched) or 'predictions only'}")
     click.echo(content.digest)

@@ -23,6 +23,7 @@ from skerry.io.signers import (
 
 __all__ = [
     "PATH",
+    "TOKEN",
     "Command",
     "fleet_option",
     "json_option",

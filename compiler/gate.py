@@ -16,7 +16,7 @@ from compiler.latency import Verdict
 from compiler.recipe import Gate, Metric
 from skerry.errors import GateError
 
-__all__ = ["Ruling", "check_reference", "holds", "rule"]
+__all__ = ["Outcome", "Ruling", "check_reference", "holds", "rule"]
 
 ROUNDING = 1e-9  # 0.02 - 0.01 is not quite 0.01
 
@@ -51,8 +51,8 @@ def check_reference(model: str, metric: Metric, quality: Quality, gate: Gate) ->
         )
 
 
-def holds(metric: Metric, quality: Quality, gate: Gate) -> Ruling:
-    """Decide on a variant's outputs alone."""
+def holds(metric: Metric, quality: Quality, gate: Gate, *, than: str = "fp32") -> Ruling:
+    """Decide on outputs alone, compared with those of `than`."""
     value = f"{metric.name} {quality.value:.4f}"
     short = _short_of(metric, quality, gate)
     if short:
@@ -61,18 +61,18 @@ def holds(metric: Metric, quality: Quality, gate: Gate) -> Ruling:
     if quality.drop_low > limit + ROUNDING:
         return Ruling(
             "refused",
-            f"{value} is {quality.drop:.4f} worse than fp32 {_interval(quality)}, "
+            f"{value} is {quality.drop:.4f} worse than {than} {_interval(quality)}, "
             f"more than max_drop {limit:.4f}",
             "quality",
         )
     if quality.drop_high > limit + ROUNDING:
         return Ruling(
             "undecided",
-            f"{value}, {_drop(quality)} {_interval(quality)}: that it loses no more than max_drop "
+            f"{value}, {_drop(quality, than)} {_interval(quality)}: that it loses no more than max_drop "
             f"{limit:.4f} is not shown; {_more(quality, limit)}",
             "quality",
         )
-    return _slices_hold(metric, quality, gate)
+    return _slices_hold(metric, quality, gate, than)
 
 
 def rule(
@@ -121,7 +121,7 @@ def rule(
     return Ruling("accepted", f"{value}, within {limit}, {ratio:.2f} of its bytes")
 
 
-def _slices_hold(metric: Metric, quality: Quality, gate: Gate) -> Ruling:
+def _slices_hold(metric: Metric, quality: Quality, gate: Gate, than: str) -> Ruling:
     for part in quality.slices:
         limits = gate.slices[part.name]
         if part.n < limits.min_samples:
@@ -130,19 +130,20 @@ def _slices_hold(metric: Metric, quality: Quality, gate: Gate) -> Ruling:
         if part.drop_low > limit + ROUNDING:
             return Ruling(
                 "refused",
-                f"{metric.name} of {part.name} {part.group} is {part.drop:.4f} worse than fp32 "
+                f"{metric.name} of {part.name} {part.group} is {part.drop:.4f} worse than {than} "
                 f"(n={part.n}), more than {limit:.4f}",
                 "quality",
             )
         if part.drop > limit + ROUNDING:
             return Ruling(
                 "undecided",
-                f"{metric.name} of {part.name} {part.group} is {part.drop:.4f} worse than fp32 on "
+                f"{metric.name} of {part.name} {part.group} is {part.drop:.4f} worse than {than} on "
                 f"{part.n} samples, more than {limit:.4f}, which so few do not show",
                 "quality",
             )
     return Ruling(
-        "accepted", f"{metric.name} {quality.value:.4f}, {_drop(quality)} {_interval(quality)}"
+        "accepted",
+        f"{metric.name} {quality.value:.4f}, {_drop(quality, than)} {_interval(quality)}",
     )
 
 
@@ -163,10 +164,10 @@ def _more(quality: Quality, limit: float) -> str:
     return f"some {needed:,} samples would decide, there are {quality.n:,}"
 
 
-def _drop(quality: Quality) -> str:
+def _drop(quality: Quality, than: str) -> str:
     if quality.drop == 0:
-        return "as fp32"
-    return f"{abs(quality.drop):.4f} {'worse' if quality.drop > 0 else 'better'} than fp32"
+        return f"as {than}"
+    return f"{abs(quality.drop):.4f} {'worse' if quality.drop > 0 else 'better'} than {than}"
 
 
 def _interval(quality: Quality) -> str:

@@ -9,6 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
+from skerry.bundle import MAX_BUNDLE_BYTES
 from skerry.errors import (
     ConflictError,
     FormatError,
@@ -21,7 +22,7 @@ from skerry.errors import (
     UsageError,
 )
 
-__all__ = ["check_url", "fetch", "publish"]
+__all__ = ["check_url", "fetch", "fetch_bundle", "publish"]
 
 TIMEOUT_S: Final = 30.0
 MAX_ANSWER_BYTES: Final = 2 << 20
@@ -71,6 +72,27 @@ def fetch(url: str) -> bytes | None:
         return None
 
 
+def fetch_bundle(fleet: str, model: str, version: str, token: str) -> bytes:
+    """Return the bundle file of a version that a fleet has.
+
+    Args:
+        fleet: URL of the operator API.
+        model: its name, quoted.
+        version: its version, quoted, or ``latest``.
+        token: an operator's.
+
+    Raises:
+        NotFoundError: the fleet has no such version.
+        UnreachableError: no answer.
+        SkerryError: the fleet refuses, with its message and its exit code.
+    """
+    request = urllib.request.Request(  # noqa: S310 - `check_url` saw to the scheme
+        f"{fleet}/api/v1/models/{model}/versions/{version}/bundle",
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    return _send(request, MAX_BUNDLE_BYTES)
+
+
 def publish(bundle: Path, metadata: bytes, fleet: str, token: str) -> dict[str, Any]:
     """Hand a bundle and its publisher's metadata to a fleet and return its answer.
 
@@ -116,11 +138,11 @@ def publish(bundle: Path, metadata: bytes, fleet: str, token: str) -> dict[str, 
     return value
 
 
-def _send(request: urllib.request.Request) -> bytes:
+def _send(request: urllib.request.Request, limit: int = MAX_ANSWER_BYTES) -> bytes:
     where = f"{request.type}://{request.host}"
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            data: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+            data: bytes = answer.read(limit + 1)
     except urllib.error.HTTPError as error:
         with error:
             raise _problem(error.code, error.read(MAX_ANSWER_BYTES), where) from None
@@ -129,8 +151,8 @@ def _send(request: urllib.request.Request) -> bytes:
         raise UnreachableError(
             f"no answer from the fleet at {where}: {reason}; is it running?"
         ) from None
-    if len(data) > MAX_ANSWER_BYTES:
-        raise FormatError(f"{where} answered with more than {MAX_ANSWER_BYTES} bytes")
+    if len(data) > limit:
+        raise FormatError(f"{where} answered with more than {limit} bytes")
     return data
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 from fleet.blobs import Blobs
 from fleet.catalog import Catalog
-from skerry.bundle import Bundle, parse_oci_manifest, read_bundle
+from skerry.bundle import Bundle, parse_oci_manifest, read_bundle, write_layout
 from skerry.canonical import sha256
 from skerry.errors import NotFoundError
 from skerry.manifest import parse_manifest
@@ -89,6 +89,16 @@ class Bundles:
             for layer in oci.layers
         }
         return Bundle(digest, data, config, parse_manifest(config), layers)
+
+    def export(self, digest: str, out: BinaryIO) -> None:
+        """Write the bundle file of a release, one blob in memory at a time.
+
+        Raises:
+            NotFoundError: a blob is missing.
+            FormatError: a blob is damaged, or larger than a bundle may be.
+        """
+        oci = self._blobs.read(digest)
+        write_layout(out, oci, lambda d: self._blobs.read(d, limit_bytes=self._limit_bytes))
 
     def missing(self) -> list[str]:
         """Return the paths of releases whose blobs are not all here, such as after a restore."""

@@ -26,7 +26,14 @@ from fleet.store_releases import Release
 from fleet.targeting import select
 from skerry.bundle import Bundle, read_bundle
 from skerry.canonical import from_json
-from skerry.errors import ConflictError, FormatError, RefusedError, SkerryError, UsageError
+from skerry.errors import (
+    ConflictError,
+    FormatError,
+    NotFoundError,
+    RefusedError,
+    SkerryError,
+    UsageError,
+)
 from skerry.ids import check_id
 from skerry.manifest import Evaluation, parse_baseline
 from skerry.states import DeviceState
@@ -93,6 +100,23 @@ class Commands:
         detail = {"bundle": published.bundle.digest, "new": published.new}
         self._note(actor, "release.publish", published.target.path, detail)
         return published
+
+    def export(self, model: str, version: str, out: BinaryIO) -> str:
+        """Write the bundle file of a version, or of the ``latest``; return its file name.
+
+        Raises:
+            NotFoundError: no such version is published.
+        """
+        found = [
+            release
+            for release in self._store.releases.of_model(model)
+            if version in ("latest", release.manifest.model_version)
+        ]
+        if not found:
+            raise NotFoundError(f"expected a published version {version!r} of {model!r}, none is")
+        release = max(found, key=lambda r: (r.published_at, r.target.release_counter))
+        self._bundles.export(release.bundle, out)
+        return f"{model}-{release.manifest.model_version}.skerry"
 
     def reconcile(self) -> int:
         """Bring releases that only the catalog knows into the database; return how many.

@@ -24,6 +24,11 @@ COMMANDS: Final = {
     "build": Entry("compiler.cli:build", "compiler", "Build a bundle from a recipe."),
     "sign": Entry("compiler.cli_sign:sign", "compiler", "Sign a bundle as a publisher."),
     "verify": Entry("compiler.cli_release:verify", "compiler", "Check a bundle and its signature."),
+    "gate": Entry(
+        "compiler.cli_gate:gate", "compiler", "Compare a model with the version in service."
+    ),
+    "explain": Entry("compiler.cli_explain:explain", "compiler", "Show why a model answered so."),
+    "diff": Entry("compiler.cli_diff:diff", "compiler", "Compare two bundles."),
     "inspect": Entry("compiler.cli_release:inspect", "compiler", "Show what is in a bundle."),
     "publish": Entry(
         "compiler.cli_release:publish", "compiler", "Hand a signed bundle to a fleet."

@@ -14,7 +14,7 @@ Source: OCI image specification 1.1, image-layout.md and manifest.md.
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -28,6 +28,7 @@ from skerry.tar import read_tar
 __all__ = [
     "ARTIFACT_TYPE",
     "CONFIG_TYPE",
+    "MAX_BUNDLE_BYTES",
     "Bundle",
     "Descriptor",
     "OciManifest",
@@ -35,6 +36,7 @@ __all__ = [
     "parse_oci_manifest",
     "read_bundle",
     "write_bundle",
+    "write_layout",
 ]
 
 ARTIFACT_TYPE: Final = "application/vnd.skerry.bundle.v1"
@@ -152,6 +154,18 @@ def write_bundle(out: BinaryIO, config: bytes, layers: Mapping[str, bytes]) -> s
         layers: file name -> bytes; equal bytes are stored once.
     """
     oci = oci_manifest(config, layers)
+    blobs = {sha256(data): data for data in (config, *layers.values())}
+    return write_layout(out, oci, blobs.__getitem__)
+
+
+def write_layout(out: BinaryIO, oci: bytes, read: Callable[[str], bytes]) -> str:
+    """Write the bundle file of an OCI manifest, one blob in memory at a time; return its digest.
+
+    Args:
+        out: a binary stream.
+        oci: the OCI manifest's bytes.
+        read: returns a blob by its digest.
+    """
     manifest = parse_oci_manifest(oci)
     top = Descriptor(
         MANIFEST_TYPE,
@@ -162,13 +176,14 @@ def write_bundle(out: BinaryIO, config: bytes, layers: Mapping[str, bytes]) -> s
             "org.opencontainers.image.version"]},
     )  # fmt: skip
     index = to_json(_Index(2, INDEX_TYPE, [top]))
-    blobs = {sha256(data): data for data in (oci, config, *layers.values())}
+    digests = {d.digest for d in (manifest.config, *manifest.layers)} | {top.digest}
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         _add(tar, "oci-layout", LAYOUT)
         _add(tar, "index.json", index)
-        for digest, data in sorted(blobs.items()):
+        for digest in sorted(digests):
+            data = oci if digest == top.digest else read(digest)
             _add(tar, "blobs/sha256/" + digest.removeprefix("sha256:"), data)
-    return sha256(oci)
+    return top.digest
 
 
 def read_bundle(source: BinaryIO, *, limit_bytes: int = MAX_BUNDLE_BYTES) -> Bundle:

@@ -133,6 +133,7 @@ class Manifest(msgspec.Struct, frozen=True):
     card: FileRef
     lineage: Lineage
     schema: int = 1
+    bom: FileRef | msgspec.UnsetType = msgspec.UNSET  # CycloneDX
 
 
 class GoldenTensor(msgspec.Struct, frozen=True):
@@ -249,6 +250,7 @@ def parse_manifest(data: bytes) -> Manifest:
     _check_names("outputs", [tensor.name for tensor in manifest.outputs])
     _check_names("features", [feature.name for feature in manifest.features])
     files = [manifest.golden, manifest.baseline, manifest.evaluation, manifest.card]
+    files += [manifest.bom] if isinstance(manifest.bom, FileRef) else []
     for file in (*files, *(variant.file for variant in manifest.variants)):
         check_digest(file.digest)
         if not 0 <= file.size_bytes <= MAX_FILE_BYTES:

@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from fleet.api import reads, writes
+from fleet.api import files, reads, writes
 from fleet.api.auth import Sessions, make_auth
 from fleet.api.backend import Backend
 from fleet.api.openapi import document
@@ -31,7 +31,7 @@ def make_app(backend: Backend) -> web.Application:
     app.on_shutdown.append(_end_streams)
     app[writes.BACKEND] = backend
     app[pages.SESSIONS] = sessions
-    for routes in (reads.routes, writes.routes, pages.routes, _own_routes()):
+    for routes in (reads.routes, writes.routes, files.routes, pages.routes, _own_routes()):
         app.router.add_routes(routes)
     app.router.add_static("/static/", pages.STATIC)
     return app

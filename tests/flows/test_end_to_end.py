@@ -48,6 +48,16 @@ def publish(world: World) -> None:
     world.skerry("publish", built["bundle"], signed, *fleet, *token)
 
 
+def gate(world: World, version: str) -> dict[str, Any]:
+    """Compare 1.1.0's model with a version that the fleet has, as a pipeline does."""
+    said = world.skerry(
+        "gate", EXAMPLES / "reader-1.1.0.toml", "--against", version, "--json",
+        "--fleet", world.run_info["api_url"], "--token-file", world.data / "admin.token",
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
 def roll_out(world: World) -> dict[str, Any]:
     """Roll 1.0.0 out and return the rollout at its end."""
     identity = world.api.post("/rollouts", PLAN)["rollout_id"]
@@ -62,6 +72,10 @@ def roll_out(world: World) -> dict[str, Any]:
 
 def test_every_answer_is_counted_once_through_a_kill_of_device_and_broker(world: World) -> None:
     publish(world)
+    for version in ("1.0.0", "latest"):
+        found = gate(world, version)
+        assert (found["in_service"], found["outcome"]) == ("1.0.0", "accepted")
+        assert found["drop"] < 0  # it reads more digits
     urls = {device: agent.url for device, agent in world.agents.items()}
     traffic = Traffic(urls, EXAMPLES, seed=1, rate_hz=40)
     traffic.start()

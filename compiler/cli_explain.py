@@ -1,0 +1,153 @@
+"""The command explain: why a bundle's model answered one input as it did."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compiler.command import PATH, Command, json_option, load_bundle, write_file
+from compiler.data import read_data
+from compiler.heatmap import heat_page
+from compiler.ports import Ports
+from compiler.runtime import open_session, run_samples
+from skerry.bundle import Bundle
+from skerry.errors import UsageError
+from skerry.explain import Attribution, Predict, occlusion, shapley
+from skerry.manifest import Manifest
+from skerry.reading import NO_CLASS, read_predictions
+
+__all__ = ["explain"]
+
+MAX_BACKGROUND = 50
+PATCHES = 8  # along an axis, where no size is given
+
+
+@click.command(cls=Command)
+@click.argument("bundle", type=PATH)
+@click.argument("given", metavar="INPUT")
+@click.option("--sample", type=int, default=0, show_default=True, help="Which of INPUT's samples.")
+@click.option("--class", "wanted", help="Explain this class; default: the predicted one.")
+@click.option(
+    "--background",
+    help="Data that stands for not knowing; default: the other samples of INPUT.",
+)
+@click.option("--patch", type=int, help="Size of a hidden patch; default: an eighth of the axis.")
+@click.option("--out", type=PATH, help="Write an HTML page with a heat map.")
+@json_option
+def explain(
+    bundle: Path,
+    given: str,
+    sample: int,
+    wanted: str | None,
+    background: str | None,
+    patch: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Explain BUNDLE's answer to INPUT, by its answers alone.
+
+    INPUT is data as a recipe names it, such as rows.npz. Rows of features get a share of the
+    answer each (sampled Shapley values); images, sounds and sequences a map of what the answer
+    loses where a patch is hidden.
+    """
+    content = load_bundle(bundle)
+    arrays = dict(read_data(given, Path(), "INPUT").arrays)
+    ports, name, samples = _samples(content, arrays)
+    if not 0 <= sample < len(samples):
+        raise UsageError(f"expected a sample of 0 to {len(samples) - 1}, got {sample}")
+    predict, told, answer_of = _explained(content, ports, name, samples[sample], wanted)
+    if samples.ndim == 2:
+        others = samples if background is None else _other(background, ports, name)
+        found = shapley(
+            predict, samples[sample], others[:MAX_BACKGROUND], rng=np.random.default_rng(0)
+        )
+    else:
+        sizes = samples.shape[-2:] if samples.ndim > 3 else samples.shape[-1:]
+        steps = tuple(patch or max(1, size // PATCHES) for size in sizes)
+        fill = float(samples.mean()) if samples.dtype.kind == "f" else 0.0
+        found = occlusion(predict, samples[sample], patch=steps, fill=fill)
+    if out is not None:
+        write_file(out, heat_page(told, found, samples[sample]).encode())
+    if as_json:
+        facts = {
+            "explains": told, "class": answer_of, "answer": found.answer, "usual": found.usual,
+            "shape": list(found.values.shape), "values": found.values.ravel().tolist(),
+        }  # fmt: skip
+        click.echo(msgspec.json.encode(facts))
+        return
+    _show(told, found)
+    if out is not None:
+        click.echo(out)
+
+
+def _samples(content: Bundle, arrays: dict[str, NDArray[Any]]) -> tuple[Ports, str, NDArray[Any]]:
+    ports = Ports.of(content.manifest.inputs)
+    if len(ports.fed) != 1:
+        names = ", ".join(port.name for port in ports.fed)
+        raise UsageError(f"explain takes models of one input so far, this one has {names}")
+    name = ports.fed[0].name
+    if name not in arrays and len(arrays) == 1:
+        arrays = {name: next(iter(arrays.values()))}
+    return ports, name, ports.fit(arrays, "INPUT")[name]
+
+
+def _other(given: str, ports: Ports, name: str) -> NDArray[Any]:
+    arrays = dict(read_data(given, Path(), "--background").arrays)
+    return ports.fit(arrays, "--background")[name]
+
+
+def _explained(
+    content: Bundle, ports: Ports, name: str, sample: NDArray[Any], wanted: str | None
+) -> tuple[Predict, str, int]:
+    """Return the function that is explained, what it is in words, and the class's position."""
+    manifest: Manifest = content.manifest
+    reading = manifest.prediction
+    session = open_session(content.blobs[manifest.variants[0].file.digest])
+    spec = next(s for s in manifest.outputs if s.name == reading.output)
+
+    def answers(rows: NDArray[Any]) -> NDArray[Any]:
+        fitted = np.ascontiguousarray(rows, dtype=sample.dtype)
+        out = run_samples(session, ports, {name: fitted}, reading.output)[reading.output]
+        return out.reshape(len(rows), -1).astype(np.float64)
+
+    if reading.kind != "argmax":
+        told = f"{reading.output} of {manifest.model} {manifest.model_version}"
+        if reading.kind == "mean":
+            return lambda rows: answers(rows).mean(axis=1), f"mean of {told}", NO_CLASS
+        return lambda rows: answers(rows)[:, 0], told, NO_CLASS
+    names = spec.class_names
+    if wanted is None:
+        position = int(read_predictions(answers(sample[None]), "argmax")[0][0])
+    elif wanted in names:
+        position = names.index(wanted)
+    else:
+        raise UsageError(f"expected a class of {', '.join(names)}, got {wanted!r}")
+    label = names[position] if position < len(names) else str(position)
+    told = f"{reading.output} of class {label}, {manifest.model} {manifest.model_version}"
+    return lambda rows: answers(rows)[:, position], told, position
+
+
+def _show(told: str, found: Attribution) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(escape(f"{told}: {found.answer:.4f}, usually {found.usual:.4f}"))
+    if found.values.ndim == 1:
+        table = Table("place", "adds")
+        order = np.argsort(-np.abs(found.values), kind="stable")[:20]
+        for place in order.tolist():
+            table.add_row(str(place), f"{found.values[place]:+.4f}")
+        console.print(table)
+        return
+    largest = float(np.abs(found.values).max()) or 1.0
+    for row in found.values.reshape(-1, found.values.shape[-1]):
+        console.print("".join(_mark(value / largest) for value in row.tolist()))
+
+
+def _mark(share: float) -> str:
+    """Return two characters for a share of -1 to 1: darker speaks for the answer."""
+    return "--" if share < -0.25 else (" .:*#"[min(4, max(0, int(share * 5)))] * 2)
