@@ -18,6 +18,7 @@ problem documents (RFC 9457). Source: OCI distribution specification 1.1, "Pulli
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,6 +53,7 @@ __all__ = ["DeviceListener", "add_catalog_routes", "device_app"]
 ENROL_TIMEOUT_S: Final = 10.0
 MAX_ENROLLING: Final = 8  # requests at a time: each signs a certificate and writes a transaction
 MAX_PULLS: Final = 64
+MAX_PULLS_EACH: Final = 8  # of one device: it cannot take every place
 STALL_TIMEOUT_S: Final = 60.0  # for one chunk
 DIGEST: Final = r"{digest:sha256:[0-9a-f]{64}}"
 MODEL: Final = "{model:" + ID_PATTERN + "}"
@@ -199,6 +201,7 @@ class _Pulls:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._gate = asyncio.Semaphore(MAX_PULLS)
+        self._pulling: Counter[str] = Counter()  # by device
 
     async def manifest(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]
@@ -217,6 +220,18 @@ class _Pulls:
         return web.Response(body=data, content_type=MANIFEST_TYPE, headers=headers)
 
     async def blob(self, request: web.Request) -> web.StreamResponse:
+        device = request[CALLER].device_id
+        if self._pulling[device] >= MAX_PULLS_EACH:
+            return problem(429, f"expected at most {MAX_PULLS_EACH} pulls at a time", code="busy")
+        self._pulling[device] += 1
+        try:
+            return await self._pull(request)
+        finally:
+            self._pulling[device] -= 1
+            if not self._pulling[device]:
+                del self._pulling[device]
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]
         size = self._blobs.size(digest)
         headers = _headers(digest) | {"Accept-Ranges": "bytes"}

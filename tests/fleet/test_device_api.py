@@ -264,3 +264,16 @@ async def test_a_device_that_takes_nothing_loses_its_place(
             taken += len(chunk)
     assert taken < 20_000_000
     writer.close()
+
+
+async def test_one_device_cannot_take_every_place(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = listening.published.bundle.manifest.variants[0].file
+    blob = f"/v2/reader/blobs/{file.digest}"
+    monkeypatch.setattr(fleet.device_api, "MAX_PULLS_EACH", 0)
+    assert (await problem(listening, "GET", blob))["status"] == 429
+    monkeypatch.setattr(fleet.device_api, "MAX_PULLS_EACH", 1)
+    for _ in range(3):  # each gives its place back
+        async with listening.http.get(listening.url + blob) as response:
+            assert len(await response.read()) > 1_000_000
