@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compiler.believe import parse_targets
 from compiler.command import (
     PATH,
     Command,
@@ -24,14 +25,16 @@ from compiler.command import (
     read_file,
 )
 from compiler.handover import CATALOG, count_signatures, progress
-from compiler.publish import check_url, fetch
+from compiler.patches import patch_file, signed_patches
+from compiler.publish import check_url, fetch, upload_patch
 from compiler.publish import publish as run_publish
 from compiler.sign import release_of
 from compiler.verify import verify_in_catalog, verify_with_key
+from skerry.bundle import Bundle
 from skerry.canonical import from_json
 from skerry.errors import TrustError, UsageError
 from skerry.manifest import Evaluation
-from skerry.release_file import MAX_FILE_BYTES, read_release_file
+from skerry.release_file import MAX_FILE_BYTES, ReleaseFile, read_release_file
 
 __all__ = ["inspect", "publish", "verify"]
 
@@ -162,10 +165,38 @@ def publish(
         raise TrustError(progress(file, bundle, metadata), "too_few_signatures")
     if not fleet:
         raise UsageError("expected the fleet's URL: give --fleet, or set SKERRY_FLEET")
-    answer = run_publish(bundle, file.for_fleet(), check_url(fleet), load_token(token_file))
+    url, token = check_url(fleet), load_token(token_file)
+    answer = run_publish(bundle, file.for_fleet(), url, token)
+    handed = _hand_over_patches(content, file, metadata, url, token)
     if as_json:
-        click.echo(msgspec.json.encode({"digest": content.digest, "fleet": answer}))
+        facts = {"digest": content.digest, "fleet": answer, "patches": handed}
+        click.echo(msgspec.json.encode(facts))
         return
     manifest = content.manifest
     click.echo(f"published {manifest.model} {manifest.model_version}", err=True)
     click.echo(content.digest)
+
+
+def _hand_over_patches(
+    bundle: Bundle, file: ReleaseFile, metadata: Path, fleet: str, token: str
+) -> list[str]:
+    """Upload the patches that the release lists and that lie beside it; return their digests."""
+    targets = {
+        path for data in file.metadata.values() for path in parse_targets(data).signed.targets
+    }
+    manifest = bundle.manifest
+    name = f"/{manifest.model}@{manifest.model_version}"
+    handed: list[str] = []
+    for path in sorted(path for path in targets if path.endswith(name)):
+        for patch in signed_patches(file, path):
+            place = patch_file(metadata, patch.digest)
+            if place.is_file():
+                upload_patch(place, patch.digest, fleet, token)
+                handed.append(patch.digest)
+            else:
+                click.echo(
+                    f"the release lists a patch that is not at {place}: devices fetch the whole "
+                    "file; publish again where it is",
+                    err=True,
+                )
+    return handed

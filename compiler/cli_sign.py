@@ -4,14 +4,16 @@ The first signer starts from what the fleet has. Each further one works on the f
 before wrote (`skerry.release_file`), needs no network, and is shown what it is about to sign.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import click
 import msgspec
 
-from compiler.believe import parse_targets
+from compiler.believe import parse_holding, parse_targets
 from compiler.command import (
     PATH,
     Command,
@@ -19,6 +21,7 @@ from compiler.command import (
     json_option,
     key_option,
     load_bundle,
+    load_token,
     open_key,
     passphrase_option,
     read_file,
@@ -33,12 +36,19 @@ from compiler.handover import (
     progress,
     trust_in,
 )
+from compiler.patches import (
+    in_service,
+    make_patches,
+    patch_file,
+    signed_patches,
+)
 from compiler.publish import check_url, fetch
 from compiler.sign import add_release, release_of
 from skerry.bundle import Bundle
 from skerry.errors import ConflictError, FormatError, UsageError
 from skerry.io.signers import read_public
 from skerry.release_file import MAX_FILE_BYTES, ReleaseFile, read_release_file
+from skerry.trust import PatchRef
 
 __all__ = ["sign"]
 
@@ -56,6 +66,15 @@ __all__ = ["sign"]
     "--trusted", type=PATH, multiple=True,
     help="Public key of somebody who signs for this publisher; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--patch-from", type=PATH, multiple=True, metavar="BUNDLE",
+    help="An earlier bundle that devices have: make patches from it; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--patches", is_flag=True,
+    help="Make patches from what the fleet's devices run, with --fleet and an operator's token.",
+)  # fmt: skip
+@click.option("--token-file", type=PATH, help="File with the operator's token (or $SKERRY_TOKEN).")
 @click.option("--out", type=PATH, required=True, help="File for the signed release.")
 @json_option
 def sign(
@@ -68,6 +87,9 @@ def sign(
     add: Path | None,
     root: Path | None,
     trusted: tuple[Path, ...],
+    patch_from: tuple[Path, ...],
+    patches: bool,
+    token_file: Path | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -76,11 +98,18 @@ def sign(
     The current metadata comes from --fleet or --metadata; with neither, this is the
     publisher's first release. Where the publisher needs several signatures, the next
     person signs with --add the file that this one wrote, without a network.
+
+    Patches lie in OUT.patches until `skerry publish` hands them over; the release lists
+    their digests, so that devices that have the earlier file fetch the difference only.
     """
     if (publisher is None) == (add is None) or (add is not None and metadata is not None):
         raise UsageError(
             "expected --publisher to begin a release, or --add to sign one that was begun"
         )
+    if add is not None and (patches or patch_from):
+        raise UsageError("patches are made by whoever begins a release; leave them out with --add")
+    if patches and not fleet:
+        raise UsageError("expected --fleet, to make patches from what its devices run")
     now = datetime.now(UTC)
     content = load_bundle(bundle)
     start = _begun(add) if add is not None else _current(str(publisher), fleet, metadata)
@@ -98,11 +127,36 @@ def sign(
     else:
         signer = open_key(key, passphrase_file)
         release = release_of(content, start.publisher)
+        released = parse_holding(start.publisher, start.before).releases
+        parents: Iterable[Bundle] = map(load_bundle, patch_from)
+        if patches:
+            known = {"sha256:" + target.sha256 for target in released.values()}
+            url, model = check_url(str(fleet)), content.manifest.model
+            running = in_service(url, load_token(token_file), model, known)
+            parents = chain(parents, running)
+        if (patches or patch_from) and release.path not in released:
+            release = replace(release, patches=_make_patches(content, parents, out))
         signed = add_release(start.before, release, signer, now=now, trust=trust)
     file = replace(start, metadata=signed)
     _refuse_older(out, file, at_most=add is not None)
     write_file(out, file.to_bytes())
     _tell(bundle, content, file, out, as_json)
+
+
+def _make_patches(bundle: Bundle, parents: Iterable[Bundle], out: Path) -> tuple[PatchRef, ...]:
+    """Make patches and keep them beside the release; tell what each saves."""
+    refs: list[PatchRef] = []
+    for made in make_patches(bundle, parents):
+        write_file(patch_file(out, made.ref.digest), made.data)
+        refs.append(made.ref)
+        click.echo(
+            f"patch from {made.parent_version} for {made.variant}: "
+            f"{made.ref.size_bytes:,} bytes, {made.share:.1%} of the file",
+            err=True,
+        )
+    if not refs:
+        click.echo("no patch saves a tenth of a file; devices fetch whole files", err=True)
+    return tuple(refs)
 
 
 def _begun(path: Path) -> ReleaseFile:
@@ -157,6 +211,9 @@ def _shown(reviewed: Review, bundle: Bundle) -> list[str]:
         f"runs on    {', '.join(release.hw_classes)}; agent {release.min_agent} or later",
         f"metadata   version {reviewed.version - 1} becomes {reviewed.version}",
     ]
+    if release.patches:
+        size = sum(patch.size_bytes for patch in release.patches)
+        lines.append(f"patches    {len(release.patches)}, {size:,} bytes, which make files of it")
     if reviewed.moved:
         lines.append(f"besides    {reviewed.moved} releases move into bins, unchanged")
     elif reviewed.renewed:
@@ -178,6 +235,7 @@ def _tell(bundle: Path, content: Bundle, file: ReleaseFile, out: Path, as_json: 
         facts = {
             "metadata": str(out), "target": path, "version": version, "release_counter": counter,
             "digest": content.digest, "signatures": count, "threshold": needed,
+            "patches": signed_patches(file, path),
         }  # fmt: skip
         click.echo(msgspec.json.encode(facts))
         return

@@ -7,7 +7,7 @@ that are there, and one that was there already is not counted twice.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -91,7 +91,9 @@ def review(file: ReleaseFile, bundle: Bundle, trust: Trust, now: datetime) -> Re
         delegation = _check_same_bins(before, after) or delegation
     release = check_release(after, before, delegation, bundle, now)
     if release.path not in before.targets:
-        expected = next_release(release_of(bundle, file.publisher), before.releases)
+        # what patches there are is the first signer's to say: each can only make the bundle's files
+        ours = replace(release_of(bundle, file.publisher), patches=tuple(release.patches))
+        expected = next_release(ours, before.releases)
         if after.targets[release.path].to_dict() != target_file(expected).to_dict():
             raise TrustError(
                 f"expected {expected} of this bundle after what was released before, got {release}",

@@ -22,7 +22,7 @@ from skerry.errors import (
     UsageError,
 )
 
-__all__ = ["check_url", "fetch", "fetch_bundle", "publish"]
+__all__ = ["check_url", "download", "fetch", "fetch_bundle", "publish", "upload_patch"]
 
 TIMEOUT_S: Final = 30.0
 MAX_ANSWER_BYTES: Final = 2 << 20
@@ -86,11 +86,42 @@ def fetch_bundle(fleet: str, model: str, version: str, token: str) -> bytes:
         UnreachableError: no answer.
         SkerryError: the fleet refuses, with its message and its exit code.
     """
-    request = urllib.request.Request(  # noqa: S310 - `check_url` saw to the scheme
-        f"{fleet}/api/v1/models/{model}/versions/{version}/bundle",
-        headers={"Authorization": f"Bearer {token}"},
+    address = f"{fleet}/api/v1/models/{model}/versions/{version}/bundle"
+    return download(address, token, MAX_BUNDLE_BYTES)
+
+
+def download(url: str, token: str, limit: int = MAX_ANSWER_BYTES) -> bytes:
+    """Return what an operator may read at a URL, of at most `limit` bytes.
+
+    Raises:
+        UnreachableError: no answer.
+        SkerryError: the fleet refuses, with its message and its exit code.
+    """
+    request = urllib.request.Request(  # noqa: S310 - as above
+        url, headers={"Authorization": f"Bearer {token}"}
     )
-    return _send(request, MAX_BUNDLE_BYTES)
+    return _send(request, limit)
+
+
+def upload_patch(patch: Path, digest: str, fleet: str, token: str) -> None:
+    """Hand a patch to a fleet that knows the release which lists it.
+
+    Raises:
+        UnreachableError: no answer.
+        SkerryError: the fleet refuses, with its message and its exit code.
+    """
+    with patch.open("rb") as file:
+        request = urllib.request.Request(  # noqa: S310 - as above
+            f"{fleet}/api/v1/patches/{digest}",
+            data=file,
+            method="PUT",
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(patch.stat().st_size),
+            },
+        )
+        _send(request)
 
 
 def publish(bundle: Path, metadata: bytes, fleet: str, token: str) -> dict[str, Any]:

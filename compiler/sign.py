@@ -5,6 +5,7 @@
       custom.hw_classes           where any of its variants runs
       custom.min_agent            the oldest agent that can run one
       custom.may_fall_back_to     digests of the newest earlier releases of this model
+      custom.patches              what makes one of its files of an earlier one's, by digest
 
 Above 300 releases they move into bins (`skerry.holding`): from then on a release changes one bin
 and the publisher's role, whose version counts the releases. Bins that are about to expire are signed
@@ -39,7 +40,7 @@ from skerry.holding import SPLIT_ABOVE, Delegation, Holding
 from skerry.io.signers import add_signature
 from skerry.keys import Signer
 from skerry.profile import ANY_CLASS
-from skerry.trust import CatalogTarget, parse_target, target_path
+from skerry.trust import CatalogTarget, PatchRef, parse_target, target_path
 
 __all__ = [
     "VALID",
@@ -66,6 +67,7 @@ class Release:
     sha256: str  # 64 hex digits
     hw_classes: list[str]
     min_agent: str
+    patches: tuple[PatchRef, ...] = ()
 
 
 def release_of(bundle: Bundle, publisher: str) -> Release:
@@ -237,6 +239,7 @@ def next_release(release: Release, known: Mapping[str, CatalogTarget]) -> Catalo
         hw_classes=release.hw_classes,
         min_agent=release.min_agent,
         may_fall_back_to=["sha256:" + target.sha256 for target in earlier[:FALL_BACKS]],
+        patches=list(release.patches),
     )
 
 

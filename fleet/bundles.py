@@ -5,19 +5,22 @@
     keep      every blob is on disk and synced
     release   the catalog names it
 
+Patches come after the release that lists them, each by the digest that its publisher signed: no other
+bytes are kept, and what a patch makes is the device's to check.
+
 A bundle that nobody signed leaves nothing behind; a crash after `keep` leaves blobs that no
 release names, and the same request finds them there.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
-from fleet.blobs import Blobs
+from fleet.blobs import CHUNK_BYTES, Blobs
 from fleet.catalog import Catalog
 from skerry.bundle import Bundle, parse_oci_manifest, read_bundle, write_layout
 from skerry.canonical import sha256
-from skerry.errors import NotFoundError
+from skerry.errors import FormatError, NotFoundError
 from skerry.manifest import parse_manifest
 from skerry.trust import CatalogTarget
 
@@ -99,6 +102,37 @@ class Bundles:
         """
         oci = self._blobs.read(digest)
         write_layout(out, oci, lambda d: self._blobs.read(d, limit_bytes=self._limit_bytes))
+
+    def patch_size(self, digest: str) -> int:
+        """Return the bytes of a patch as a release lists it.
+
+        Raises:
+            NotFoundError: no release lists it.
+        """
+        for target in self._catalog.releases():
+            for patch in target.patches:
+                if patch.digest == digest:
+                    return patch.size_bytes
+        raise NotFoundError(
+            f"no release lists a patch {digest}; publish the bundle whose release does first"
+        )
+
+    def add_patch(self, digest: str, file: IO[bytes]) -> bool:
+        """Keep a patch that a release lists; tell whether it is new.
+
+        Raises:
+            NotFoundError: no release lists it.
+            FormatError: other bytes than its digest and size say; nothing is kept.
+        """
+        size = self.patch_size(digest)
+        if self._blobs.has(digest):
+            return False
+        length = file.seek(0, 2)
+        file.seek(0)
+        if length != size:
+            raise FormatError(f"expected the {size} bytes of {digest}, got {length}")
+        self._blobs.put(digest, iter(lambda: file.read(CHUNK_BYTES), b""))
+        return True
 
     def missing(self) -> list[str]:
         """Return the paths of releases whose blobs are not all here, such as after a restore."""

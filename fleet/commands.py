@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final
 
 import msgspec
 
@@ -117,6 +117,17 @@ class Commands:
         release = max(found, key=lambda r: (r.published_at, r.target.release_counter))
         self._bundles.export(release.bundle, out)
         return f"{model}-{release.manifest.model_version}.skerry"
+
+    def patch_size(self, digest: str) -> int:
+        """Return the bytes of a patch that a release lists; see `Bundles.patch_size`."""
+        return self._bundles.patch_size(digest)
+
+    def add_patch(self, digest: str, file: IO[bytes], actor: str) -> bool:
+        """Take in a patch that a release lists; see `Bundles.add_patch`."""
+        new = self._bundles.add_patch(digest, file)
+        if new:
+            self._note(actor, "patch.publish", digest, {})
+        return new
 
     def reconcile(self) -> int:
         """Bring releases that only the catalog knows into the database; return how many.

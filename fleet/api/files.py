@@ -1,17 +1,21 @@
-"""The routes that hand out whole files."""
+"""The routes of whole files: bundles that are handed out, patches that are taken in."""
 
 import asyncio
 import tempfile
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Final
 
 from aiohttp import web
 
+from fleet.api.auth import ACTOR
+from fleet.api.reads import answer
 from fleet.api.writes import BACKEND
+from skerry.errors import UsageError
 
 __all__ = ["routes"]
 
 CHUNK_BYTES = 1 << 18
+SPOOL_BYTES: Final = 8 << 20  # of a patch kept in memory; more goes to a file
 
 routes = web.RouteTableDef()
 
@@ -39,6 +43,20 @@ async def bundle(request: web.Request) -> web.StreamResponse:
             await response.write(chunk)
         await response.write_eof()
         return response
+
+
+@routes.put("/api/v1/patches/{digest}")
+async def put_patch(request: web.Request) -> web.Response:
+    """Take in a patch that a published release lists; a second time changes nothing."""
+    commands, digest = request.app[BACKEND].commands, request.match_info["digest"]
+    limit = await asyncio.to_thread(commands.patch_size, digest)
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+        async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+            if file.tell() + len(chunk) > limit:
+                raise UsageError(f"expected the {limit} bytes of {digest}, got more")
+            await asyncio.to_thread(file.write, chunk)
+        new = await asyncio.to_thread(commands.add_patch, digest, file, request[ACTOR])
+    return answer({"digest": digest, "new": new}, 201)
 
 
 def _reader(file: IO[bytes]) -> Callable[[int], bytes]:

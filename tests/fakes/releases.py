@@ -58,14 +58,17 @@ BASELINE = Baseline(
 
 
 def readable_bundle(
-    version: str = "1.0.0", model: str = "reader", baseline: Baseline = BASELINE
+    version: str = "1.0.0",
+    model: str = "reader",
+    baseline: Baseline = BASELINE,
+    weights: bytes = b"",
 ) -> bytes:
     """A bundle file that the fleet can publish."""
     evaluation = Evaluation(
         "accuracy", 100, 0.9, [CandidateReport("fp32", 100, 0.9, True, "the only one")]
     )
     layers = {
-        "model.onnx": b"weights" + version.encode(),
+        "model.onnx": weights or b"weights" + version.encode(),
         "golden.msgpack": b"golden",
         "baseline.msgpack": to_msgpack(baseline),
         "evaluation.json": to_json(evaluation),
