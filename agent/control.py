@@ -251,8 +251,7 @@ class Control:
         stands = self._database.get("policy_key", str) in {None, *self._trust.keys}
         if not accepts_version(self._policy.version if stands else 0, policy.version):
             return
-        self._database.put("policy", policy)
-        self._database.put("policy_key", key_id)
+        self._database.put_all({"policy": policy, "policy_key": key_id})
         self._policy = policy
         self._supervisor.set_window(policy.window_s)
         self._link.spread_s = policy.spread_s

@@ -8,6 +8,7 @@ WAL with FULL: what `save` returned from survives a power cut.
 """
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -70,10 +71,15 @@ class Database:
 
     def put(self, name: str, value: object) -> None:
         """Keep a setting."""
+        self.put_all({name: value})
+
+    def put_all(self, values: Mapping[str, object]) -> None:
+        """Keep several settings, all or none."""
+        rows = ", ".join(["(?, ?)"] * len(values))
         self._db.execute(
-            "INSERT INTO setting VALUES (?, ?) "
+            f"INSERT INTO setting VALUES {rows} "  # noqa: S608 - marks alone
             "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (name, to_msgpack(value)),
+            [part for name, value in values.items() for part in (name, to_msgpack(value))],
         )
 
     def get(self, name: str, type: type[T]) -> T | None:

@@ -48,6 +48,7 @@ __all__ = ["Acceptance", "Catalog", "Expiring"]
 
 TIMESTAMP_RENEWAL: Final = TIMESTAMP_VALID - timedelta(days=1)  # signed anew daily
 SNAPSHOT_RENEWAL: Final = timedelta(days=15)
+CLOCK_SLACK: Final = timedelta(hours=1)  # clocks are set back a little every day
 WARN_BEFORE: Final = timedelta(days=30)
 MAX_NAME: Final = 96  # of a metadata file, characters
 
@@ -224,7 +225,7 @@ class Catalog:
         if (
             snapshot is None
             or snapshot.meta != meta
-            or snapshot.expires - now < SNAPSHOT_RENEWAL
+            or not _due_later(snapshot.expires, now, SNAPSHOT_RENEWAL, SNAPSHOT_VALID)
             or Snapshot.type in self._due
         ):
             snapshot = Snapshot(
@@ -237,7 +238,7 @@ class Catalog:
         if (
             timestamp is not None
             and timestamp.snapshot_meta.version == snapshot.version
-            and timestamp.expires - now > TIMESTAMP_RENEWAL
+            and _due_later(timestamp.expires, now, TIMESTAMP_RENEWAL, TIMESTAMP_VALID)
             and Timestamp.type not in self._due
         ):
             return False
@@ -333,3 +334,12 @@ class Catalog:
             return parse(path.read_bytes(), kind, str(path))
         except FileNotFoundError:
             raise TrustError(f"expected {path}; restore the folder as a whole", "missing") from None
+
+
+def _due_later(expires: datetime, now: datetime, renewal: timedelta, valid: timedelta) -> bool:
+    """Tell whether metadata need not be signed anew.
+
+    One that expires later than any signed now was signed under a clock that was ahead: devices
+    must not take its word for the time any longer than they have to.
+    """
+    return renewal < expires - now <= valid + CLOCK_SLACK

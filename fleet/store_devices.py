@@ -134,6 +134,9 @@ class DeviceStore:
         """Spend the claim and write the record, both or neither; False if it was spent already."""
         at = record.enrolled_at.timestamp()
         with self._db.write() as connection:
+            state = select(devices.c.state).where(devices.c.device == record.device_id)
+            if connection.scalar(state) == DeviceState.DECOMMISSIONED:
+                return False  # at this very moment: its name is not used again
             spent = connection.execute(
                 update(tokens)
                 .where(

@@ -48,6 +48,8 @@ class MemoryRegistryStore:
             claim = self.claims.get(secret_hash)
             if claim is None or claim.spent:
                 return False
+            if self.states.get(record.device_id) is DeviceState.DECOMMISSIONED:
+                return False
             self.claims[secret_hash] = dataclasses.replace(claim, spent=True)
             self.states[record.device_id] = record.state
             self.records[record.device_id] = record

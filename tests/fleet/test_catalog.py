@@ -274,6 +274,17 @@ def test_the_timestamp_is_signed_anew_daily_and_the_snapshot_in_time(
     assert 3 <= snapshot.version <= 6
 
 
+def test_what_was_signed_under_a_clock_ahead_is_signed_again(trusted: TrustedFleet) -> None:
+    trusted.publish(make_bundle("1.0.0"))
+    assert trusted.catalog.renew(NOW + timedelta(days=400))  # for a moment
+    assert trusted.catalog.renew(NOW + timedelta(minutes=1))
+    timestamp = Metadata[Timestamp].from_bytes(trusted.catalog.metadata("timestamp.json")).signed
+    snapshot = Metadata[Snapshot].from_bytes(trusted.catalog.metadata("snapshot.json")).signed
+    assert timestamp.expires < NOW + timedelta(days=8)
+    assert snapshot.expires < NOW + timedelta(days=40)
+    assert not trusted.catalog.renew(NOW + timedelta(minutes=2))
+
+
 def test_without_renewal_a_device_notices_that_it_is_held_back(
     trusted: TrustedFleet, tmp_path: Path
 ) -> None:

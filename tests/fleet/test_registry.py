@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -368,3 +369,19 @@ def test_of_two_renewals_at_once_one_is_kept(registry: Registry, store: Registry
     store.forget_previous(stale)  # what somebody else saw before the renewal
     assert registry.may_connect("dev-1", first)
     assert registry.may_connect("dev-1", second)
+
+
+def test_a_device_that_is_decommissioned_while_it_enrols_stays_so(
+    registry: Registry, store: RegistryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking, token = machine(), token_for(registry)
+    issue = AUTHORITY.issue
+
+    def meanwhile(*words: Any) -> Any:  # after its state was read, before it is written
+        store.move("dev-1", DeviceState.PREAUTHORIZED, DeviceState.DECOMMISSIONED, NOW)
+        return issue(*words)
+
+    monkeypatch.setattr(AUTHORITY, "issue", meanwhile)
+    with pytest.raises(RefusedError):
+        registry.enrol(asking.request(token), NOW)
+    assert store.device_state("dev-1") is DeviceState.DECOMMISSIONED
