@@ -6,6 +6,7 @@
 #   make mutants                             take safeguards out one by one; the simulation must notice
 #   make fuzz   ARGS="--inputs 20000"        a million damaged inputs for each parser, and a table
 #   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
+#   make bench-compile ARGS="--only digits_cnn"   the compiler on real models, beside other tools; writes the results
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.
 
@@ -16,7 +17,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust lock clean
+.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust bench-compile lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -71,6 +72,13 @@ fuzz: venv
 
 bench-trust: venv
 	@$(BIN)/python benchmarks/trust.py $(ARGS)
+
+# The models come from packages in an environment of their own, under ZOO_ENV; they lie in ZOO.
+ZOO ?= /tmp/zoo
+ZOO_ENV ?= /tmp/zoo-env
+bench-compile: venv
+	@"$(PYTHON)" benchmarks/zoo/make.py --venv "$(ZOO_ENV)" --out "$(ZOO)" --missing
+	@$(BIN)/python benchmarks/compile.py --zoo "$(ZOO)" $(ARGS)
 
 lock:
 	@"$(PYTHON)" tools/lock.py

@@ -1,6 +1,6 @@
 """Make the zoo: real models of many kinds with real data, each ready for `skerry build`.
 
-    python benchmarks/zoo/make.py --venv /tmp/zoo-env [--out /tmp/zoo] [NAME ...]
+    python benchmarks/zoo/make.py --venv /tmp/zoo-env [--out /tmp/zoo] [--missing] [NAME ...]
 
 Makes the environment where it is missing, then each model in a process of its own, in the order
 of `MODELS`. A folder appears under its name only when it is whole: model.onnx, calibration.npz,
@@ -35,14 +35,20 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--venv", type=Path, default=Path("/tmp/zoo-env"))
     parser.add_argument("--out", type=Path, default=Path("/tmp/zoo"))
+    parser.add_argument("--missing", action="store_true", help="only those that are not there")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in MODELS]
     if unknown:
         parser.error(f"expected some of {', '.join(MODELS)}, got {unknown[0]}")
-    python = environment(given.venv)
     given.out.mkdir(parents=True, exist_ok=True)
+    wanted = given.names or list(MODELS)
+    if given.missing:
+        wanted = [name for name in wanted if not (given.out / name / "about.json").exists()]
+    if not wanted:
+        return 0
+    python = environment(given.venv)
     failed = []
-    for name in given.names or MODELS:
+    for name in wanted:
         began = time.monotonic()
         code = (
             f"import {MODELS[name]} as module; from common import save; from pathlib import Path; "
@@ -71,7 +77,7 @@ def environment(place: Path) -> Path:
 
 def one_thread() -> dict[str, str]:
     """Return an environment in which nothing looks for a network, and every library has a thread."""
-    os.nice(0 if os.nice(0) >= 10 else 10 - os.nice(0))
+    os.nice(max(0, 10 - os.nice(0)))
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONHASHSEED": "0"}
     return {**os.environ, **one, **offline, "CUDA_VISIBLE_DEVICES": ""}

@@ -58,11 +58,11 @@ def minilm() -> Entry:
 
     bert = AutoModel.from_pretrained(str(place), attn_implementation="eager")
     example = tuple(torch.from_numpy(v[:2]) for v in tokens(0, 2).values())
-    model = export(Pooled(bert), example, ["input_ids", "attention_mask"], "embedding")
+    model = export(Pooled(bert), example, ["input_ids", "attention_mask"], "sentence_vector")
     recipe = f"""\
 [metric]
 name = "cosine"
-output = "embedding"
+output = "sentence_vector"
 
 [gate]
 max_drop = 0.01
