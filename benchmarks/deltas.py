@@ -28,6 +28,7 @@ from outcome import ROOT, write
 
 sys.path.insert(0, str(ROOT))
 from compiler.patch import make_patch
+from compiler.tensor_spans import tensor_spans
 from skerry.canonical import sha256
 from skerry.delta import filters
 
@@ -161,6 +162,42 @@ def idle(folder: Path) -> float:
     return apply(folder / "tiny", patch, b"x" * 1000, folder)[1]
 
 
+def encodings(was: bytes, now: bytes) -> dict[str, int]:
+    """Return the bytes of all changed tensors' differences, written in several ways, behind LZMA."""
+    before, after = tensor_spans(was), tensor_spans(now)
+    pairs = [
+        (was[before[name].start : before[name].end], now[span.start : span.end], span.width)
+        for name, span in after.items()
+        if name in before and span.end - span.start == before[name].end - before[name].start
+    ]
+
+    def total(write: Callable[[bytes, bytes, int], bytes]) -> int:
+        data = b"".join(write(*pair) for pair in pairs if pair[0] != pair[1])
+        chain = [filters(23)[0] | {"preset": 9 | lzma.PRESET_EXTREME}]
+        return len(lzma.compress(data, lzma.FORMAT_RAW, filters=chain))
+
+    def minus(old: bytes, new: bytes, width: int):
+        return np.frombuffer(new, f"<u{width}") - np.frombuffer(old, f"<u{width}")
+
+    def xor(old: bytes, new: bytes, _: int) -> bytes:
+        return (np.frombuffer(old, "u1") ^ np.frombuffer(new, "u1")).tobytes()
+
+    def zigzag(old: bytes, new: bytes, width: int):
+        step = minus(old, new, width).view(f"<i{width}")
+        return (step << 1) ^ (step >> (8 * width - 1))
+
+    def planes(words) -> bytes:
+        return words.view("u1").reshape(-1, words.itemsize).T.tobytes()
+
+    return {
+        "bytes, xor": total(xor),
+        "bytes, minus": total(lambda old, new, _: minus(old, new, 1).tobytes()),
+        "words, minus": total(lambda *pair: minus(*pair).tobytes()),
+        "words, zigzag": total(lambda *pair: zigzag(*pair).tobytes()),
+        "words, zigzag, planes": total(lambda *pair: planes(zigzag(*pair))),
+    }
+
+
 def peers() -> dict[str, Callable[[bytes, bytes], int]]:
     """Return other ways, by name: each gives the bytes that travel."""
     ways: dict[str, Callable[[bytes, bytes], int]] = {
@@ -219,6 +256,8 @@ def main() -> None:
                 row["good"] = goal is None or len(patch) <= goal * len(now)
             if len(now) < 50 << 20:
                 row["peers_bytes"] = {name: way(was, now) for name, way in ways.items()}
+            if what in ("fp32, all trained on", "int8, all trained on"):
+                row["encodings_bytes"] = encodings(was, now)
             found.append(row)
     int8 = {n: accuracy(models / f"{n}.onnx") for n in ("full", "full-int8", "full-kept-int8")}
     write("deltas", {"idle_rss_mib": floor, "updates": found, "accuracy": int8})
