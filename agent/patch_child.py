@@ -18,7 +18,7 @@ from skerry.errors import SkerryError
 
 __all__ = ["MEMORY_BYTES", "main"]
 
-MEMORY_BYTES: Final = 192 << 20  # of address space, of which the interpreter takes most
+MEMORY_BYTES: Final = 96 << 20  # of address space; with the widest window it takes some 40
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from outcome import ROOT, write
 
 sys.path.insert(0, str(ROOT))
+from compiler.keep_scales import keep_scales
 from compiler.patch import make_patch
 from compiler.tensor_spans import tensor_spans
 from skerry.canonical import sha256
@@ -40,7 +41,7 @@ PAIRS = (  # what it is, from, to, bytes of the new file that it may take
     ("int8, calibrated anew", "base-int8", "recalibrated-int8", 0.01),
     ("int8, last layer trained on", "base-int8", "head-int8", 0.01),
     ("int8, all trained on", "base-int8", "full-int8", 0.12),
-    ("int8, all trained on, scales kept", "base-int8-again", "full-kept-int8", 0.12),
+    ("int8, all trained on, scales kept", "base-int8", "full-kept-int8", 0.12),
     ("int8, from another seed", "base-int8", "anew-int8", None),
     ("fp32, 90 MB, last layer trained on", "large", "large-head", 0.01),
     ("fp32, 90 MB, all trained on", "large", "large-full", None),
@@ -67,37 +68,6 @@ def quantize(models: Path, name: str, to: str, rows) -> None:
         prepared, models / f"{to}.onnx", Rows(rows), per_channel=True, reduce_range=True,
         weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, quant_format=QuantFormat.QDQ,
     )  # fmt: skip
-
-
-def keep_scales(models: Path, parent: str, name: str, fp32: str, to: str) -> None:
-    """Write an int8 model with every scale and zero point of its parent, weights rounded to them."""
-    model = onnx.load(models / f"{name}.onnx")
-    before = {
-        t.name: numpy_helper.to_array(t)
-        for t in onnx.load(models / f"{parent}.onnx").graph.initializer
-    }
-    floats = {
-        t.name: numpy_helper.to_array(t)
-        for t in onnx.load(models / f"{fp32}-prepared.onnx").graph.initializer
-    }
-    for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or not node.input[0].endswith("_quantized"):
-            continue
-        weight = floats[node.input[0].removesuffix("_quantized")]
-        scale = before[node.input[1]]
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        if scale.ndim == 1 and scale.size > 1:
-            scale = scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
-        kept = before[node.input[0]]
-        bounds = (-64, 63) if kept.dtype == np.int8 else (-(2**31), 2**31 - 1)
-        before[node.input[0]] = np.clip(np.rint(weight / scale), *bounds).astype(kept.dtype)
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(before[tensor.name], tensor.name))
-    onnx.save(model, models / f"{to}.onnx")
-    old = onnx.load(models / f"{parent}.onnx")  # written the same way, as one compiler would
-    for tensor in old.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    onnx.save(old, models / f"{parent}-again.onnx")
 
 
 def accuracy(path: Path) -> float:
@@ -238,7 +208,12 @@ def main() -> None:
         ("anew", "anew-int8", rows[:half]),
     ):  # fmt: skip
         quantize(models, name, to, part)
-    keep_scales(models, "base-int8", "full-int8", "full", "full-kept-int8")
+    kept = keep_scales(
+        (models / "full-int8.onnx").read_bytes(), (models / "base-int8.onnx").read_bytes(),
+        onnx.load(models / "full-prepared.onnx"),
+    )  # fmt: skip
+    assert kept is not None
+    (models / "full-kept-int8.onnx").write_bytes(kept)
     make_large(models)
     found, ways = [], peers()
     with tempfile.TemporaryDirectory() as place:

@@ -4,7 +4,7 @@ The first signer starts from what the fleet has. Each further one works on the f
 before wrote (`skerry.release_file`), needs no network, and is shown what it is about to sign.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -146,7 +146,14 @@ def sign(
 def _make_patches(bundle: Bundle, parents: Iterable[Bundle], out: Path) -> tuple[PatchRef, ...]:
     """Make patches and keep them beside the release; tell what each saves."""
     refs: list[PatchRef] = []
-    for made in make_patches(bundle, parents):
+    earlier: list[str] = []
+
+    def noted() -> Iterator[Bundle]:
+        for parent in parents:
+            earlier.append(parent.manifest.model_version)
+            yield parent
+
+    for made in make_patches(bundle, noted()):
         write_file(patch_file(out, made.ref.digest), made.data)
         refs.append(made.ref)
         click.echo(
@@ -154,8 +161,11 @@ def _make_patches(bundle: Bundle, parents: Iterable[Bundle], out: Path) -> tuple
             f"{made.ref.size_bytes:,} bytes, {made.share:.1%} of the file",
             err=True,
         )
-    if not refs:
-        click.echo("no patch saves a tenth of a file; devices fetch whole files", err=True)
+    if not earlier:
+        click.echo("no patches: the fleet's devices run no version that was signed here", err=True)
+    elif not refs:
+        versions = ", ".join(earlier)
+        click.echo(f"no patches: none from {versions} saves a tenth of a file", err=True)
     return tuple(refs)
 
 

@@ -230,6 +230,8 @@ class _Body:
             byte = self.read(1)[0]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
+                if byte == 0 and shift:
+                    break  # there is one way to write a number
                 return value
         raise _wrong("a number is too long")
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from securesystemslib.signer import Signer as TufSigner
@@ -25,7 +26,7 @@ from skerry.errors import ConflictError, FormatError, NotFoundError, TrustError,
 from skerry.io.key_files import key_id_of
 from skerry.keys import Signer
 from skerry.release_file import ReleaseFile, read_release_file
-from skerry.trust import target_path
+from skerry.trust import PatchRef, target_path
 from tests.fakes.trusted import NOW, PHRASE, TrustedFleet, make_bundle, make_fleet
 from tests.fakes.trusted import released as released_to
 
@@ -472,3 +473,43 @@ def test_nobody_names_the_keys_of_bins_by_somebodys_word(trusted: TrustedFleet) 
     trust = trust_in(honest, root=None, keys=[public(key(trusted, 1))], now=NOW)
     with pytest.raises(UsageError, match="give its root"):
         review(honest, opened("1.1.0"), trust, NOW)
+
+
+# --- patches ---------------------------------------------------------------------------
+
+
+def with_patches(trusted: TrustedFleet, **change: object) -> ReleaseFile:
+    """What the first person signed, with a patch to the bundle's file."""
+    bundle = opened()
+    file = bundle.manifest.variants[0].file
+    patch = PatchRef("sha256:" + "1" * 64, file.digest, "sha256:" + "2" * 64, file.size_bytes - 1)
+    patch = msgspec.structs.replace(patch, **change)
+    start = fetched(trusted)
+    trust = trust_in(start, root=trusted.catalog.root, keys=(), now=NOW)
+    release = replace(release_of(bundle, "acme"), patches=(patch,))
+    signed = add_release(start.before, release, key(trusted, 1), now=NOW, trust=trust)
+    return replace(start, metadata=signed)
+
+
+def test_patches_are_the_first_signers_to_list(trusted: TrustedFleet) -> None:
+    file = join(trusted, with_patches(trusted))
+    (target,) = parse_targets(file.metadata["acme"]).signed.targets.values()
+    assert len((target.custom or {})["patches"]) == 1
+    assert count_signatures(file) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"new": "sha256:" + "9" * 64}, "patches"),
+        ({"size_bytes": 1 << 20}, "patches"),
+        ({"size_bytes": 0}, "custom"),
+        ({"digest": "x"}, "custom"),
+    ],
+)
+def test_a_patch_that_makes_no_file_of_the_bundle_gets_no_signature(
+    trusted: TrustedFleet, change: dict[str, object], code: str
+) -> None:
+    with pytest.raises(TrustError) as refused:
+        join(trusted, with_patches(trusted, **change))
+    assert refused.value.code == code

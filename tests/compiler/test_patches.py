@@ -22,7 +22,7 @@ from fleet.blobs import Blobs
 from skerry.bundle import Bundle, read_bundle, write_bundle
 from skerry.canonical import sha256, to_json
 from skerry.delta import apply_patch
-from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError
+from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UsageError
 from skerry.manifest import FileRef
 from skerry.release_file import read_release_file
 from skerry.wire import ReleaseRef
@@ -179,6 +179,18 @@ def running(publisher: Publisher, devices: dict[str, str]) -> None:
             )  # fmt: skip
 
 
+def test_why_there_are_no_patches_is_told(publisher: Publisher) -> None:
+    old = publisher.first()
+    other = publisher.bundle("1.3.0", np.random.default_rng(3).bytes(60_000))
+    done = publisher.sign(other, "--patches")
+    assert "run no version that was signed here" in done.stderr
+    assert json.loads(done.stdout)["patches"] == []
+    publisher.release.unlink()
+    done = publisher.sign(other, "--patch-from", old)
+    assert "none from 1.2.0 saves a tenth" in done.stderr
+    assert json.loads(done.stdout)["patches"] == []
+
+
 def test_a_bundle_that_the_publisher_never_signed_is_not_looked_at(publisher: Publisher) -> None:
     running(publisher, {"harbour-01": sha256(b"strange"), "harbour-02": sha256(b"stranger")})
     assert list(in_service(publisher.url, TOKEN, "reader", {sha256(b"mine")})) == []
@@ -254,8 +266,8 @@ def test_the_route_stops_at_the_signed_size(publisher: Publisher) -> None:
     (patch,) = json.loads(publisher.sign(new, "--patch-from", old).stdout)["patches"]
     publisher.publish(new)
     url, path = publisher.url, publisher.folder / "long"
-    path.write_bytes(bytes(3 << 20))
-    with pytest.raises(Exception, match=r"got more|no answer"):
+    path.write_bytes(bytes(patch["size_bytes"] + 1))
+    with pytest.raises(UsageError, match="got more"):
         compiler.publish.upload_patch(path, patch["digest"], url, TOKEN)
     with pytest.raises(NotFoundError):
         compiler.publish.upload_patch(path, sha256(b"unlisted"), url, TOKEN)

@@ -120,6 +120,7 @@ def test_lies_about_lengths_and_places_are_refused() -> None:
         (bytes([3]), "unknown instruction 3"),
         (bytes([DIFF + 4]), "unknown instruction 8"),
         (bytes([NEW]) + b"\xff" * 20, "too long"),
+        (bytes([NEW]) + b"\x81\x00x", "too long"),
     ):
         refused(packed(head(bytes(400_000)), step), message)
 
