@@ -150,10 +150,10 @@ def reading_of(metric: Metric, rows: NDArray[Any]) -> PredictionSpec:
     """Return how a device reads a prediction: as the metric does, where a row has one."""
     values = int(np.prod(rows.shape[1:]))
     kind: ReadingKind = "value" if values == 1 else "mean"
-    if metric.reading == "argmax" or (metric.reading == "threshold" and values == 2):
+    if metric.reading != "none" and values == 1:
+        kind = "threshold"  # one probability
+    elif metric.reading == "argmax" or (metric.reading == "threshold" and values == 2):
         kind = "argmax"
-    elif metric.reading == "threshold" and values == 1:
-        kind = "threshold"
     return PredictionSpec(metric.output, kind, metric.threshold if kind == "threshold" else 0.5)
 
 

@@ -81,12 +81,19 @@ def summarise(name: str, kind: str, rows: NDArray[Any]) -> NDArray[np.float32]:
     Raises:
         UsageError: the kind does not fit this input.
     """
-    needs = 3 if kind.startswith("image.") else 1
-    if rows.ndim < needs or (needs == 3 and min(rows.shape[-2:]) < 3):
+    image, photo = kind.startswith("image."), kind.startswith("photo.")
+    if image and (rows.ndim < 3 or min(rows.shape[-2:]) < 3):
         raise UsageError(
             f"feature {name!r} ({kind}) needs images [batch, ..., height, width] of at least "
             f"3 x 3; the input is {list(rows.shape)}"
         )
+    if photo and (rows.ndim != 4 or min(rows.shape[1:3]) < 3 or rows.shape[3] > 4):
+        raise UsageError(
+            f"feature {name!r} ({kind}) needs photos [batch, height, width, channels] of at "
+            f"least 3 x 3; the input is {list(rows.shape)}"
+        )
+    if rows.dtype.kind not in "iufb":
+        raise UsageError(f"feature {name!r} ({kind}) needs numbers; the input is {rows.dtype}")
     return extractor(kind)(np.asarray(rows, dtype=np.float32))
 
 

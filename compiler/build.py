@@ -3,6 +3,7 @@
     recipe.py       what to build, from which files, and what it must reach
     materials.py    everything read and checked:
         passes.py      the model checked, in opset 17; external.py: one file
+        preprocess.py  what is done to raw inputs, in the graph; parity.py: as in training
         data.py        its data sets, from files or functions
         ports.py       how their samples go into its inputs
     search.py       forms in order of worth, within a budget:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from compiler.data import DataSet, entry_point, read_data, spread
 from compiler.lock import Inputs
 from compiler.metrics import Function, check_labels
+from compiler.parity import check_parity
 from compiler.passes import Graph, load_graph
 from compiler.ports import Arrays, Ports, count
+from compiler.preprocess import put_before
 from compiler.recipe import InputNotes, Recipe, Source
 from compiler.runtime import open_session, run_samples
 from skerry.canonical import sha256
@@ -73,7 +75,12 @@ def gather(source: Source) -> Materials:
         name: read_data(getattr(data, name), source.folder, f"data.{name}")
         for name in ("calibration", "evaluation", "baseline")
     }
-    graph = load_graph(source.model, external=recipe.model.external_data, keep=recipe.metric.output)
+    graph = load_graph(
+        source.model,
+        external=recipe.model.external_data,
+        keep=recipe.metric.output,
+        change=lambda model: put_before(model, recipe.preprocess),
+    )
     names = ", ".join(spec.name for spec in graph.outputs)
     if recipe.metric.output not in {spec.name for spec in graph.outputs}:
         raise UsageError(
@@ -94,6 +101,7 @@ def gather(source: Source) -> Materials:
     fitted = {name: ports.fit(found.arrays, name) for name, found in sets.items()}
     _refuse_nan(fitted["calibration"], "calibration")
     check_same_answers(source, graph, ports, fitted["calibration"])
+    check_parity(source, fitted["evaluation"])
     evaluation = fitted["evaluation"]
     labels = _along(sets["evaluation"], data.label, evaluation, "labels", needed=False)
     slices = {
@@ -123,8 +131,8 @@ def check_same_answers(source: Source, graph: Graph, ports: Ports, samples: Arra
         RefusedError: it does.
     """
     given = source.model.read_bytes()
-    if given == graph.data or source.recipe.model.external_data:
-        return  # a model whose tensors lie elsewhere cannot be run without them
+    if given == graph.data or source.recipe.model.external_data or source.recipe.preprocess:
+        return  # tensors that lie elsewhere are not here; other inputs have their own check
     few = {name: values[:CHECK_SAMPLES] for name, values in samples.items()}
     before = run_samples(open_session(given), ports, few, source.recipe.metric.output)
     after = run_samples(open_session(graph.data), ports, few, source.recipe.metric.output)

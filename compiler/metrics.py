@@ -48,7 +48,7 @@ class Score:
 
 def predictions(output: NDArray[Any], metric: Metric) -> NDArray[np.int64]:
     """Return what is read from outputs: classes [n] of argmax, or 0 and 1 [n, ...]."""
-    if metric.reading == "argmax":
+    if metric.reading == "argmax" and _flat(output).shape[1] > 1:
         return np.asarray(_flat(output).argmax(axis=1), dtype=np.int64)
     return (output >= metric.threshold).astype(np.int64)
 

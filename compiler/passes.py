@@ -17,7 +17,7 @@ In order, the cheap ones first, so that a hostile file costs little:
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ import onnx
 import onnx.checker
 import onnx.shape_inference
 import onnx.version_converter
+import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs
 from numpy.typing import NDArray
 from onnx import helper
@@ -80,13 +81,20 @@ class Graph:
     notes: tuple[str, ...]
 
 
-def load_graph(path: Path, *, external: str = "", keep: str = "") -> Graph:
+def load_graph(
+    path: Path,
+    *,
+    external: str = "",
+    keep: str = "",
+    change: Callable[[onnx.ModelProto], list[str]] = lambda _: [],
+) -> Graph:
     """Read a model file and pass it through passes 1 to 6.
 
     Args:
         path: of the file.
         external: the name of the one file beside it from which its tensors may come.
         keep: the output that is needed; others that are no tensors are dropped.
+        change: changes the checked model in place, and says what it did.
 
     Raises:
         FormatError: not an ONNX model.
@@ -108,7 +116,9 @@ def load_graph(path: Path, *, external: str = "", keep: str = "") -> Graph:
     dropped = plain_outputs(model, keep)
     if dropped:
         notes.append(f"outputs that are no tensors: {', '.join(dropped)}")
-    if changed or dropped:
+    done = change(model)
+    notes += done
+    if changed or dropped or done:
         data = model.SerializeToString(deterministic=True)
     check_model(model)
     open_session(data)
@@ -233,10 +243,12 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
     failure = ""
     # where it fails, it leaves a file in the directory that the process is in
     with tempfile.TemporaryDirectory(prefix="skerry-") as folder, contextlib.chdir(folder):
-        out = Path(folder, "prepared.onnx")
+        given, out = _folded(parse(graph.data)), Path(folder, "prepared.onnx")
         for symbolic in (True, False):
             try:
-                quant_pre_process(parse(graph.data), out, skip_symbolic_shape=not symbolic)
+                quant_pre_process(
+                    given, out, skip_optimization=True, skip_symbolic_shape=not symbolic
+                )
             except Exception as error:  # it raises whatever went wrong inside, bare or not
                 failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
                 failure = failure or type(error).__name__
@@ -246,6 +258,25 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
             name_nodes(model)
             return model, f"shape inference: {how}"
     raise RefusedError(f"the model cannot be prepared for quantization: {failure}")
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose constants are folded, batch normalisation into its convolution too.
+
+    onnxruntime's own optimization, at the level that changes no meaning; its tool for
+    quantization fails on models whose weights are nodes (measured: two models in six).
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    out = Path("folded.onnx")  # in a directory of its own
+    options.optimized_model_filepath = str(out)
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return parse(out.read_bytes())
+    except Exception:  # onnxruntime's errors share no base class but this
+        return model
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@
     [gate]        max_drop, min_value or max_value, latency, size, memory, slices
     [precisions]  try = ["int8", ...], or "auto"
     [search]      max_evaluations, max_seconds
+    [preprocess.X] what is done to a raw input before input X, inside the model
     [features]    <name> = "<kind of skerry.features>"
     [classes]     names, in the order of the output
     [lineage]     data, run, git_commit
@@ -36,6 +37,7 @@ __all__ = [
     "Gate",
     "InputNotes",
     "Metric",
+    "Preprocess",
     "Recipe",
     "Source",
     "load_profile",
@@ -103,9 +105,34 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How a prediction is read from the output, given or as the metric suggests."""
         if self.postprocess is not None:
             return self.postprocess
-        if self.name in ("accuracy", "top_k", "f1", "agreement"):
+        if self.name in ("accuracy", "top_k", "f1", "agreement", "auc"):
             return "argmax"
         return "threshold" if self.name == "iou" else "none"
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes a part of the graph before an input of the model.
+
+    ``image``: photos uint8 [n, height, width, channels] of any size -> resized, scaled, ordered.
+    ``scale``: numbers -> (x * scale - mean) / std. ``mel``: sound float32 [n, samples] -> log-mel
+    spectrogram [n, mels, frames].
+    """
+
+    kind: Literal["image", "scale", "mel"]
+    size: list[int] = []  # image: height, width
+    order: Literal["rgb", "bgr"] = "rgb"  # image: as the model wants the channels
+    layout: Literal["nchw", "nhwc"] = "nchw"  # image: as the model wants the axes
+    scale: float = 1.0
+    mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
+    std: list[float] = msgspec.field(default_factory=lambda: [1.0])
+    rate: int = 16000  # mel: samples a second
+    window: int = 400  # mel: samples of one frame
+    hop: int = 160  # mel: samples from one frame to the next
+    mels: int = 80
+    low_hz: float = 0.0
+    high_hz: float = 0.0  # half the rate where left out
+    reference: str = ""  # module:function that training uses: raw array [n, ...] -> prepared
+    max_difference: float = 1e-3  # of a prepared value, on the parity corpus
 
 
 class SliceGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,6 +211,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Data
     metric: Metric
     inputs: dict[str, InputNotes] = {}
+    preprocess: dict[str, Preprocess] = {}
     gate: Gate = Gate()
     precisions: Precisions = Precisions()
     search: Search = Search()
@@ -249,6 +277,8 @@ def parse_recipe(data: bytes, where: str = "recipe") -> Recipe:
             f'{where}: precisions.try takes "auto" or a list of {", ".join(FORMS)} '
             f"(fp32 is always built); got {unknown[0]!r}"
         )
+    for name, steps in recipe.preprocess.items():
+        _check_preprocess(name, steps, where)
     _check_metric(recipe.metric, where)
     _check_gate(recipe.gate, recipe.metric, where)
     if recipe.search.max_evaluations < 1 or recipe.search.max_seconds <= 0:
@@ -264,6 +294,17 @@ def load_profile(path: Path) -> DeviceProfile:
         UsageError: not a profile; the message names the key.
     """
     return _convert(from_toml(_read(path, "device profile"), path.name), DeviceProfile, path.name)
+
+
+def _check_preprocess(name: str, steps: Preprocess, where: str) -> None:
+    if steps.kind == "image" and (len(steps.size) != 2 or min(steps.size) < 1):
+        raise UsageError(f"{where}: preprocess.{name}: expected size = [height, width]")
+    if len(steps.mean) != len(steps.std) or not steps.mean or 0.0 in steps.std:
+        raise UsageError(
+            f"{where}: preprocess.{name}: expected as many mean as std, and no std of 0"
+        )
+    if steps.kind == "mel" and not 0 < steps.hop <= steps.window:
+        raise UsageError(f"{where}: preprocess.{name}: expected 0 < hop <= window")
 
 
 def _check_metric(metric: Metric, where: str) -> None:

@@ -1,8 +1,13 @@
 """Named summaries of an input, in which drift is explained to people.
 
 The compiler computes them over the baseline and the device over live inputs, by
-this same code. An image is float32 [..., height, width], 0 to 1; leading axes are
-batch and channels. One call summarises one batch.
+this same code. One call summarises one batch, whose axis is the first.
+
+    image.*    float [..., height, width], 0 to 1; axes between are channels
+    photo.*    as cameras give them: [height, width, channels], 0 to 255
+    audio.*    samples of sound, -1 to 1
+    tokens.*   numbers of words, 0 where a text has ended
+    others     any numbers
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +22,20 @@ __all__ = [
     "EXTRACTORS",
     "Extractor",
     "brightness",
+    "clipping",
     "contrast",
+    "energy",
     "extractor",
+    "highest",
+    "length",
+    "lowest",
     "mean",
+    "photo",
     "sharpness",
     "std",
+    "variety",
+    "zero_crossings",
+    "zeros",
 ]
 
 Floats = NDArray[np.float32]
@@ -64,10 +78,84 @@ def std(values: Floats) -> Floats:
     return np.asarray(values.reshape(values.shape[0], -1).std(axis=1, dtype=np.float32))
 
 
+def photo(extract: Extractor) -> Extractor:
+    """Return the function of a photo [batch, height, width, channels] for one of an image."""
+
+    def of(values: Floats) -> Floats:
+        return extract(np.moveaxis(values, -1, 1) / np.float32(255))
+
+    return of
+
+
+def energy(sound: Floats) -> Floats:
+    """Return the level of each sound in dB of full scale, at least -100, float32 [batch]."""
+    flat = _rows(sound)
+    power = np.einsum("ij,ij->i", flat, flat) / np.float32(max(1, flat.shape[1]))
+    return np.asarray(10 * np.log10(np.maximum(power, 1e-10)), dtype=np.float32)
+
+
+def zero_crossings(sound: Floats) -> Floats:
+    """Return the share of samples at which each sound changes its sign, float32 [batch]."""
+    flat = _rows(sound)
+    if flat.shape[1] < 2:
+        return np.zeros(len(flat), np.float32)
+    return np.asarray((np.signbit(flat[:, 1:]) != np.signbit(flat[:, :-1])).mean(1), np.float32)
+
+
+def clipping(sound: Floats) -> Floats:
+    """Return the share of samples at full scale, float32 [batch]."""
+    return np.asarray((np.abs(_rows(sound)) >= 0.999).mean(axis=1), dtype=np.float32)
+
+
+def length(tokens: Floats) -> Floats:
+    """Return the number of words of each text, float32 [batch]."""
+    return np.asarray((_rows(tokens) != 0).sum(axis=1), dtype=np.float32)
+
+
+def variety(tokens: Floats) -> Floats:
+    """Return the share of different words among those of each text, float32 [batch]."""
+    ordered = np.sort(_rows(tokens), axis=1)
+    first = np.ones(ordered.shape, bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    words = (ordered != 0).sum(axis=1)
+    different = (first & (ordered != 0)).sum(axis=1)
+    return np.asarray(np.where(words == 0, 0.0, different / np.maximum(words, 1)), np.float32)
+
+
+def lowest(values: Floats) -> Floats:
+    """Return the smallest value of each row, float32 [batch]."""
+    return np.asarray(_rows(values).min(axis=1), dtype=np.float32)
+
+
+def highest(values: Floats) -> Floats:
+    """Return the largest value of each row, float32 [batch]."""
+    return np.asarray(_rows(values).max(axis=1), dtype=np.float32)
+
+
+def zeros(values: Floats) -> Floats:
+    """Return the share of zeros in each row, float32 [batch]."""
+    return np.asarray((_rows(values) == 0).mean(axis=1), dtype=np.float32)
+
+
+def _rows(values: Floats) -> Floats:
+    return values.reshape(values.shape[0], -1)
+
+
 EXTRACTORS: Final[Mapping[str, Extractor]] = {
     "image.brightness": brightness,
     "image.contrast": contrast,
     "image.sharpness": sharpness,
+    "photo.brightness": photo(brightness),
+    "photo.contrast": photo(contrast),
+    "photo.sharpness": photo(sharpness),
+    "audio.energy": energy,
+    "audio.zero_crossings": zero_crossings,
+    "audio.clipping": clipping,
+    "tokens.length": length,
+    "tokens.variety": variety,
+    "min": lowest,
+    "max": highest,
+    "zeros": zeros,
     "mean": mean,
     "std": std,
 }

@@ -159,10 +159,12 @@ def test_preparing_falls_back_where_symbolic_inference_fails(
 ) -> None:
     real = passes.quant_pre_process
 
-    def fails(model: object, out: object, *, skip_symbolic_shape: bool) -> None:
+    def fails(
+        model: object, out: object, *, skip_optimization: bool, skip_symbolic_shape: bool
+    ) -> None:
         if not skip_symbolic_shape:
             raise AssertionError
-        real(model, out, skip_symbolic_shape=True)
+        real(model, out, skip_optimization=skip_optimization, skip_symbolic_shape=True)
 
     monkeypatch.setattr(passes, "quant_pre_process", fails)
     _, how = passes.prepare(load(tmp_path, shapes_task.model))
