@@ -25,6 +25,7 @@ class Entry:
         calibration: arrays by name, as are the others.
         recipe: everything but [model] and [data], TOML.
         about: source, licence, kind: for the table of the README.
+        files: what else lies beside the recipe, text by name.
     """
 
     model: bytes
@@ -33,6 +34,7 @@ class Entry:
     baseline: Arrays
     recipe: str
     about: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def save(out: Path, name: str, entry: Entry) -> None:
@@ -58,6 +60,8 @@ baseline = "baseline.npz"
 
 """
     (scratch / "recipe.toml").write_text(head + entry.recipe)
+    for file, text in entry.files.items():
+        (scratch / file).write_text(text)
     graph = onnx.load_from_string(entry.model)
     kinds: dict[str, int] = {}
     for node in graph.graph.node:

@@ -29,7 +29,11 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def draw(originals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Enlarge each, a little turned, moved and scaled, with noise: float32 [n, 1, 32, 32], 0 to 1."""
+    """Put each on bright paper, a little turned, moved and scaled: float32 [n, 1, 32, 32], 0 to 1.
+
+    Bright paper is what cameras see, and what springs the trap: the first convolution's inputs are
+    all near their largest value, and so are their products' sums.
+    """
     n = len(originals)
     angle = rng.uniform(-0.25, 0.25, n)
     scale = rng.uniform(0.95, 1.35, n)
@@ -39,7 +43,9 @@ def draw(originals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     theta[:, :, 2] = rng.uniform(-0.15, 0.15, (n, 2))
     grid = functional.affine_grid(torch.from_numpy(theta), (n, 1, SIDE, SIDE), align_corners=False)
     drawn = functional.grid_sample(torch.from_numpy(originals), grid, align_corners=False).numpy()
-    drawn = drawn * rng.uniform(0.7, 1.0, (n, 1, 1, 1)) + rng.normal(0, 0.06, drawn.shape)
+    paper = rng.uniform(0.82, 0.95, (n, 1, 1, 1))
+    drawn = paper * (1 - rng.uniform(0.6, 0.85, (n, 1, 1, 1)) * drawn)
+    drawn = drawn + rng.normal(0, 0.04, drawn.shape)
     return np.clip(drawn, 0, 1).astype(np.float32)
 
 

@@ -21,6 +21,7 @@ MODELS = {
     "digits_cnn": "digits",
     "digits_mbv2": "digits",
     "ocr_cls": "text_direction",
+    "ocr_rec": "text_lines",
     "silero_vad": "speech",
     "minilm": "sentences",
     "tab_mlp": "tables",

@@ -33,8 +33,10 @@ def documentation(modules: int = 200) -> list[tuple[str, str]]:
     return found
 
 
-def line(text: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> np.ndarray:
-    """Draw a line as a camera may see it: float32 [3, 48, 192], -1 to 1, as PaddleOCR prepares it."""
+def line(
+    text: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator, wide: int = WIDTH
+) -> np.ndarray:
+    """Draw a line as a camera may see it: float32 [3, 48, wide], -1 to 1, as PaddleOCR prepares it."""
     left, top, right, bottom = font.getbbox(text)
     pad = int(rng.integers(2, 8))
     paper = rng.integers(150, 256, 3)
@@ -46,12 +48,21 @@ def line(text: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> n
         float(rng.uniform(-3, 3)), Image.Resampling.BILINEAR, fillcolor=tuple(map(int, paper))
     )
     image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.2))))
-    width = min(WIDTH, max(8, round(HEIGHT * image.width / image.height)))
+    width = min(wide, max(8, round(HEIGHT * image.width / image.height)))
     pixels = np.asarray(image.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
     pixels = np.clip(pixels + rng.normal(0, rng.uniform(2, 30), pixels.shape), 0, 255)
-    whole = np.zeros((3, HEIGHT, WIDTH), np.float32)
+    whole = np.zeros((3, HEIGHT, wide), np.float32)
     whole[:, :, :width] = (pixels.transpose(2, 0, 1) / 255 - 0.5) / 0.5
     return whole
+
+
+def fonts_of(sizes: tuple[int, ...]) -> list[ImageFont.FreeTypeFont]:
+    """Return four of Debian's fonts in some sizes."""
+    return [
+        ImageFont.truetype(f"{FONTS}/{name}.ttf", size)
+        for name in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif")
+        for size in sizes
+    ]
 
 
 def lines(n: int, seed: int) -> Arrays:
@@ -60,11 +71,7 @@ def lines(n: int, seed: int) -> Arrays:
     words = sorted(
         {w for _, text in documentation() for w in text.split() if w.isalpha() and len(w) > 2}
     )
-    fonts = [
-        ImageFont.truetype(f"{FONTS}/{name}.ttf", size)
-        for name in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif")
-        for size in (18, 26, 34)
-    ]
+    fonts = fonts_of((18, 26, 34))
     images, labels = [], []
     for index in range(n):
         text = " ".join(rng.choice(words, int(rng.integers(1, 4))))
