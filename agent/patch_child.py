@@ -33,7 +33,9 @@ def main() -> int:
     ):
         resource.setrlimit(limit, (value, value))
     try:
-        with old.open("rb") as base, patch.open("rb") as steps, out.open("wb") as file:
+        # a file of its own: a child of a control process that was killed may still write to the last
+        out.unlink(missing_ok=True)
+        with old.open("rb") as base, patch.open("rb") as steps, out.open("xb") as file:
             for piece in apply_patch(base, steps, limit_bytes=size_bytes, wanted=digest):
                 file.write(piece)
             file.flush()

@@ -134,7 +134,9 @@ def sign(
             url, model = check_url(str(fleet)), content.manifest.model
             running = in_service(url, load_token(token_file), model, known)
             parents = chain(parents, running)
-        if (patches or patch_from) and release.path not in released:
+        if (patches or patch_from) and release.path in released:
+            click.echo("released already: its patches stay those that were signed", err=True)
+        elif patches or patch_from:
             release = replace(release, patches=_make_patches(content, parents, out))
         signed = add_release(start.before, release, signer, now=now, trust=trust)
     file = replace(start, metadata=signed)

@@ -353,6 +353,20 @@ async def test_the_child_cannot_write_more_or_other_bytes(tmp_path: Path) -> Non
         await agent.patches._run(command(len(NEW_FILE), sha256(OLD)), 30)
 
 
+async def test_a_child_that_outlived_its_parent_writes_to_nobodys_file(device: Device) -> None:
+    """Control was killed while a child of its wrote; another begins anew, and the first goes on."""
+    release, files = device.release(PATCH), device.files()
+    await files.fetch_manifest(release)
+    made = device.target.with_name(device.target.name + ".patched")
+    with made.open("wb") as orphan:
+        orphan.write(b"what ")
+        orphan.flush()
+        await device.update(release, files)
+        orphan.write(b"it was told to write")
+    assert counts(files)[:2] == (1, 0)
+    assert device.target.read_bytes() == NEW_FILE
+
+
 @pytest.mark.parametrize(
     ("deed", "ended"),
     [

@@ -91,3 +91,13 @@ def test_process_ids_are_shown_only_while_the_lock_is_held(tmp_path: Path) -> No
     assert (found["running"], found["control_pid"], found["serve_pid"]) == (True, 7, 8)
     assert take_lock(layout.lock) is None
     os.close(lock)
+
+
+def test_patches_are_counted(tmp_path: Path) -> None:
+    layout = enrolled(tmp_path)
+    write_status(layout.status, status())
+    assert "patches" not in describe(collect(layout))
+    write_status(layout.status, status(patched=2, patch_failed=1, patch_saved_bytes=543_107))
+    found = collect(layout)
+    assert (found["patched"], found["patch_failed"]) == (2, 1)
+    assert "patches    2 files made by one, 543,107 bytes saved; 1 failed" in describe(found)

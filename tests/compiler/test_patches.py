@@ -191,6 +191,17 @@ def test_why_there_are_no_patches_is_told(publisher: Publisher) -> None:
     assert json.loads(done.stdout)["patches"] == []
 
 
+def test_what_was_released_keeps_its_patches(publisher: Publisher) -> None:
+    old = publisher.first()
+    new = publisher.bundle("1.3.0", changed(WEIGHTS, 9))
+    publisher.sign(new)
+    publisher.publish(new)
+    done = publisher.sign(new, "--patch-from", old)
+    assert done.exit_code == 0, done.stderr
+    assert "stay those that were signed" in done.stderr
+    assert json.loads(done.stdout)["patches"] == []
+
+
 def test_a_bundle_that_the_publisher_never_signed_is_not_looked_at(publisher: Publisher) -> None:
     running(publisher, {"harbour-01": sha256(b"strange"), "harbour-02": sha256(b"stranger")})
     assert list(in_service(publisher.url, TOKEN, "reader", {sha256(b"mine")})) == []
