@@ -1,5 +1,6 @@
 """The command build; the others live in `compiler.cli_release` and `compiler.cli_sign`."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from compiler.command import (
 )
 from compiler.data import read_data
 from compiler.lock import lock_bytes, read_lock
+from compiler.mlflow import Registry, with_lineage
 from compiler.recipe import load_profile, read_recipe
 from compiler.record import VariantRecord, seal_record
 from compiler.report import html_report, markdown_report
@@ -39,6 +41,9 @@ LABELS = ("label", "labels", "target", "y")  # what data sets call their right a
 @click.option("--out", type=PATH, help="Directory for the bundle.")
 @click.option("--profile", type=PATH, help="Device profile to build for; default: this machine.")
 @click.option("--lock", type=PATH, help="Repeat the choices of this lock: same bytes again.")
+@click.option(
+    "--from", "origin", metavar="SOURCE", help="Fetch the model: mlflow:models:/NAME@ALIAS."
+)
 @click.option("--emulate", metavar="ISA", help="Measure what ships on another CPU too: avx2.")
 @click.option("--key", metavar="KEY", help=f"Signs the evaluation record. {KEY_HELP}")
 @passphrase_option
@@ -50,6 +55,7 @@ def build(
     out: Path | None,
     profile: Path | None,
     lock: Path | None,
+    origin: str | None,
     emulate: str | None,
     key: str | None,
     passphrase_file: Path | None,
@@ -63,6 +69,9 @@ def build(
     one HTML page. A variant that is not good enough, or not proven faster, is left out with
     the reason; fp32 always ships.
 
+    With --from, the model comes from an MLflow registry (MLFLOW_TRACKING_URI), its run becomes
+    lineage, and tags there tell what was built.
+
     With --init, RECIPE is an ONNX model, and a commented recipe is written beside it.
     """
     if init:
@@ -73,7 +82,13 @@ def build(
     if data is not None:
         raise UsageError("--data goes with --init; a recipe names its data itself")
     signer = open_key(key, passphrase_file) if key is not None else None
-    source = read_recipe(recipe)
+    source = read_recipe(recipe, model_comes_later=origin is not None)
+    registry, fetched = None, None
+    if origin is not None:
+        registry = Registry(os.environ)
+        fetched = registry.fetch(origin)
+        write_file(source.model, fetched.data)
+        source = with_lineage(source, fetched)
     console = Console(stderr=True)
     with console.status("") as status:  # draws only on a terminal
         built = run_build(
@@ -85,6 +100,8 @@ def build(
             tell=lambda step: status.update(f"{source.recipe.model.name}: {escape(step)}"),
         )
     paths = _write_built(out, built, signer)
+    if registry is not None and fetched is not None:
+        registry.tag(fetched, _tags(built))
     if as_json:
         summary = {
             "bundle": str(paths["bundle"]),
@@ -107,6 +124,16 @@ def build(
         console.print(f"{_named(variant)}: {escape(variant.reason)}", highlight=False)
     console.print(f"report: {escape(str(paths['page']))}", highlight=False)
     click.echo(paths["bundle"])
+
+
+def _tags(built: Built) -> dict[str, str]:
+    first = built.manifest.variants[0]
+    return {
+        "skerry.bundle": built.digest,
+        "skerry.model_version": built.manifest.model_version,
+        "skerry.first_choice": first.id,
+        f"skerry.{first.accuracy.metric}": f"{first.accuracy.value:.6g}",
+    }
 
 
 def _init(model: Path, data: str | None, as_json: bool) -> None:

@@ -235,8 +235,12 @@ class Source:
         return self.folder / self.recipe.model.file
 
 
-def read_recipe(path: Path) -> Source:
+def read_recipe(path: Path, *, model_comes_later: bool = False) -> Source:
     """Read a recipe and find its model.
+
+    Args:
+        path: of the recipe.
+        model_comes_later: it will be fetched to where the recipe names it.
 
     Raises:
         NotFoundError: the recipe, or the model that it names, does not exist.
@@ -245,7 +249,7 @@ def read_recipe(path: Path) -> Source:
     data = _read(path, "recipe")
     recipe = parse_recipe(data, path.name)
     source = Source(recipe, sha256(data), path.parent)
-    if not source.model.exists():
+    if not model_comes_later and not source.model.exists():
         raise NotFoundError(
             f"{path.name}: model.file names {recipe.model.file!r}, and there is no file "
             f"{source.model}; correct the path, or make the file"

@@ -19,8 +19,13 @@ NEEDS = {
     "chromium": (("chromium", "chromedriver"), "chromium chromium-driver"),
     "postgres": (("initdb", "postgres"), "postgresql"),
     "softhsm": (("softhsm2-util",), "softhsm2"),
+    "mlflow": (("mlflow",), "python3-venv, then pip install mlflow in an environment on PATH"),
     "qemu": (("qemu-x86_64",), "qemu-user"),
 }
+
+
+# Programs without which CI goes on: they come from elsewhere than Debian.
+OPTIONAL = frozenset({"mlflow"})
 
 
 def find_program(name: str) -> Path | None:
