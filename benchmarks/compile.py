@@ -176,6 +176,7 @@ def model(folder: Path, peers: Path | None) -> dict[str, Any]:
         "metric": materials.recipe.metric.name,
         "max_drop": materials.recipe.gate.max_drop,
         "n": materials.n,
+        "measured_by": " ".join(["python", "benchmarks/compile.py", *sys.argv[1:]]),
         "rows": {"fp32": row(workshop, workshop.reference.data, emulated=emulated)},
     }
     rows: dict[str, Any] = found["rows"]
@@ -236,7 +237,8 @@ def main() -> None:
         models[folder.name] = model(folder, given.peers)
         found["zoo"] = dict(sorted(models.items()))
         write(given.out, found)  # after each: an interrupted run loses one model at most
-    write_tables(given.out)
+    if given.out == "compile":
+        write_tables(given.out)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def frontier(workshop: Workshop, *, most: int) -> Frontier:
 
 def steps_for(workshop: Workshop) -> int:
     """Return how many sets of regions a model's size and samples let one look at, per way."""
-    slow = count(workshop.materials.evaluation) * len(workshop.materials.graph.data) > 1e10
+    slow = count(workshop.materials.evaluation) * len(workshop.materials.graph.data) > 2e9
     return FEW_STEPS if slow else STEPS
 
 
