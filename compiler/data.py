@@ -3,7 +3,7 @@
     calibration.npz        arrays of numpy, no pickles
     calibration/           a directory with one `.npy` per array
     calibration.csv        one column per array, its first line the names
-    calibration.parquet    the same; lists become axes (needs `pip install pyarrow`)
+    calibration.parquet    the same; lists become axes (needs `skerry[parquet]`)
     module:function        a Python function of the recipe's folder: () -> {name: array}
     data.npz[0:500]        some samples of any of these, from the first to before the last
 
@@ -174,7 +174,8 @@ def _parquet(path: Path) -> dict[str, NDArray[Any]]:
         from pyarrow import ArrowException, parquet  # type: ignore[import-not-found]
     except ModuleNotFoundError:
         raise UsageError(
-            f"reading {path.name} needs pyarrow, which is not installed: pip install pyarrow"
+            f"reading {path.name} needs pyarrow, which is not installed: "
+            "pip install 'skerry[parquet]'"
         ) from None
     try:
         table = parquet.read_table(path)

@@ -19,8 +19,8 @@ from skerry.manifest import TensorSpec
 
 __all__ = ["DTYPES", "Arrays", "Port", "Ports", "count"]
 
-BATCH: Final = 128  # samples of one call, where the model leaves it open
-CALL_BYTES: Final = 64 << 20  # of inputs in one call: large samples go in smaller batches
+BATCH: Final = 32  # samples of one call, where the model leaves it open
+CALL_BYTES: Final = 1 << 18  # of inputs in one call: large samples go in smaller batches
 
 Arrays = Mapping[str, NDArray[Any]]  # input -> [n, ...]
 

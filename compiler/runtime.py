@@ -52,7 +52,8 @@ def run_samples(
     """
     names = [output.name for output in session.get_outputs()]
     n, step = count(arrays), ports.step(arrays)
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    found: Outputs = {}
+    left_out: set[str] = set()
     for start in range(0, n, step):
         feed, missing = ports.call(arrays, start, start + step)
         try:
@@ -63,41 +64,39 @@ def run_samples(
             raise RefusedError(
                 f"the model fails on the samples from {start} on: {_first_line(error)}"
             ) from None
-        wanted = min(step, n - start) + missing
+        wanted = min(step, n - start)
         for name, values in zip(names, answer, strict=True):
-            if name not in parts:
+            if name in left_out:
                 continue
             array = np.asarray(values)
             if ports.by_sample:
-                parts[name].append(array[None])
-            elif array.ndim >= 1 and len(array) == wanted:
-                parts[name].append(array[: wanted - missing])
-            elif needed in (name, None):
+                array = array[None]
+            elif array.ndim < 1 or len(array) != wanted + missing:
+                if needed in (name, None):
+                    raise RefusedError(
+                        f"expected output {name!r} to have one entry for each of "
+                        f"{wanted + missing} samples, got {list(array.shape)}; export the model "
+                        "with a batch axis, or give its input `batch = false`"
+                    )
+                left_out.add(name)
+                found.pop(name, None)
+                continue
+            if name not in found:  # at once for all: joining parts would take twice the memory
+                found[name] = np.empty((n, *array.shape[1:]), array.dtype)
+            elif found[name].shape[1:] != array.shape[1:]:
+                shapes = sorted({found[name].shape[1:], array.shape[1:]})
                 raise RefusedError(
-                    f"expected output {name!r} to have one entry for each of {wanted} samples, got "
-                    f"{list(array.shape)}; export the model with a batch axis, or give its input "
-                    "`batch = false`"
+                    f"expected output {name!r} to have one shape for all samples, got {shapes}; "
+                    "give samples of one length"
                 )
-            else:
-                del parts[name]
-    return {name: _joined(name, columns) for name, columns in parts.items()}
+            found[name][start : start + wanted] = array[:wanted]
+    return found
 
 
 def one_call(ports: Ports, arrays: Arrays) -> dict[str, NDArray[Any]]:
     """Return the smallest input that the model takes: one sample, or its fixed batch."""
     feed, _ = ports.call(arrays, 0, max(1, ports.fixed))
     return feed
-
-
-def _joined(name: str, parts: list[NDArray[Any]]) -> NDArray[Any]:
-    try:
-        return np.concatenate(parts)
-    except ValueError:
-        shapes = sorted({part.shape[1:] for part in parts})[:3]
-        raise RefusedError(
-            f"expected output {name!r} to have one shape for all samples, got {shapes}; "
-            "give samples of one length"
-        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 
 def main(out: Path) -> None:
+    """Train, export, and write the recipe's data beside the model."""
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from torch import nn
 
 
 def spirals(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms of a spiral: points float32 [n, 2] and their arm [n]."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     along = rng.uniform(0.5, 3, n)
@@ -24,6 +25,7 @@ def spirals(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(out: Path) -> None:
+    """Train, export, and write the recipe's data beside the model."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))

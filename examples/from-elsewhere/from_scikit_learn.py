@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 
 def main(out: Path) -> None:
+    """Train, export, and write the recipe's data beside the model."""
     out.mkdir(parents=True, exist_ok=True)
     x, y = make_classification(4000, 20, n_informative=10, n_classes=3, random_state=0)
     x = x.astype(np.float32)
