@@ -29,7 +29,6 @@ are functions of recipe, data and lock alone: no timing, no date, no path.
 
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -42,7 +41,7 @@ from compiler.lock import Choice, Lock, check_lock
 from compiler.materials import Materials, gather
 from compiler.recipe import Recipe, Source
 from compiler.record import ElsewhereRecord, Record, VariantRecord
-from compiler.search import best, repeat, search, suggested
+from compiler.search import Tell, best, quietly, repeat, search, suggested
 from skerry.bundle import oci_manifest, write_bundle
 from skerry.canonical import sha256, to_json
 from skerry.errors import GateError, UsageError
@@ -52,8 +51,6 @@ from skerry.profile import DeviceProfile
 __all__ = ["Built", "build"]
 
 PROVIDER: Final = "CPUExecutionProvider"
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ def build(
     profile: DeviceProfile | None = None,
     lock: Lock | None = None,
     emulate: str | None = None,
-    tell: Tell = lambda _: None,
+    tell: Tell = quietly,
 ) -> Built:
     """Build a recipe's bundle.
 

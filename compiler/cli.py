@@ -8,6 +8,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from securesystemslib.signer import Signer
 
@@ -90,14 +91,20 @@ def build(
         write_file(source.model, fetched.data)
         source = with_lineage(source, fetched)
     console = Console(stderr=True)
-    with console.status("") as status:  # draws only on a terminal
+    with _progress(console) as progress:  # draws only on a terminal
+        bar = progress.add_task(source.recipe.model.name, total=None, step="")
+
+        def tell(step: str, spent: float | None = None) -> None:
+            total = None if spent is None else 1.0
+            progress.update(bar, step=escape(step), total=total, completed=spent or 0.0)
+
         built = run_build(
             source,
             now=datetime.now(UTC),
             profile=load_profile(profile) if profile is not None else None,
             lock=read_lock(lock) if lock is not None else None,
             emulate=emulate,
-            tell=lambda step: status.update(f"{source.recipe.model.name}: {escape(step)}"),
+            tell=tell,
         )
     paths = _write_built(out, built, signer)
     if registry is not None and fetched is not None:
@@ -124,6 +131,15 @@ def build(
         console.print(f"{_named(variant)}: {escape(variant.reason)}", highlight=False)
     console.print(f"report: {escape(str(paths['page']))}", highlight=False)
     click.echo(paths["bundle"])
+
+
+def _progress(console: Console) -> Progress:
+    """A line that tells the step, how much of the search's budget is spent, and since when."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+        TextColumn("{task.fields[step]}"), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def _tags(built: Built) -> dict[str, str]:

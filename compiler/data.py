@@ -171,7 +171,7 @@ def _column(values: list[str]) -> NDArray[Any]:
 
 def _parquet(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found]
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         raise UsageError(
             f"reading {path.name} needs pyarrow, which is not installed: "

@@ -14,8 +14,7 @@ found so far, and says so.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from compiler.candidates import Candidate, Workshop
 from compiler.lock import Choice
@@ -23,21 +22,50 @@ from compiler.quantize import HEAVY
 from compiler.recipe import Gate, Search
 from compiler.sensitivity import Region, find_regions, rank
 
-__all__ = ["best", "repeat", "search", "suggested"]
+__all__ = ["Tell", "best", "quietly", "repeat", "search", "suggested"]
 
 RANK_SAMPLES: Final = 48
 RANK_SHARE: Final = 0.5  # of the seconds that are left, for ranking
 SEARCHED: Final = ("int8", "int8-u8u8")  # forms in which regions can stay in float
 
-Tell = Callable[[str], None]
+
+class Tell(Protocol):
+    """Called with each step of a build, for a person who waits."""
+
+    def __call__(self, step: str, /, spent: float | None = None) -> None:
+        """Take note of a step.
+
+        Args:
+            step: what begins now, in words.
+            spent: share of the search's budget that is spent, 0 to 1; None outside of a search.
+        """
 
 
-@dataclass(slots=True)
+def quietly(_step: str, /, spent: float | None = None) -> None:
+    """Tell nobody."""
+
+
 class Budget:
     """What a search may still spend."""
 
-    evaluations: int
-    deadline: float  # of time.monotonic
+    def __init__(self, limits: Search, tell: Tell) -> None:
+        """Begin to spend.
+
+        Args:
+            limits: of the recipe.
+            tell: of the build.
+        """
+        self.evaluations = limits.max_evaluations
+        self.began: Final = time.monotonic()
+        self.deadline: Final = self.began + limits.max_seconds
+        self._limits: Final = limits
+        self._tell: Final = tell
+
+    def tell(self, step: str) -> None:
+        """Say what begins now, and how much of the budget went into what is done."""
+        seconds = (time.monotonic() - self.began) / self._limits.max_seconds
+        evaluations = 1 - self.evaluations / self._limits.max_evaluations
+        self._tell(step, min(1.0, max(seconds, evaluations)))
 
     @property
     def spent(self) -> bool:
@@ -81,18 +109,18 @@ def search(workshop: Workshop, forms: Sequence[str], limits: Search, tell: Tell)
         limits: what may be spent.
         tell: called with each step, for a person who waits.
     """
-    budget = Budget(limits.max_evaluations, time.monotonic() + limits.max_seconds)
+    budget = Budget(limits, tell)
     tried: list[Candidate] = []
     for form in forms:
         if budget.spent:
             workshop.notes.append(f"the search's budget was spent before {form} was tried")
             break
-        tell(f"build and measure {form}")
+        budget.tell(f"build and measure {form}")
         budget.take()
         whole = workshop.time(workshop.evaluate(form))
         tried.append(whole.without_outputs())
         if form in SEARCHED and whole.blames == "quality" and _may_gain(whole):
-            tried += _leave_out(workshop, form, budget, tell)
+            tried += _leave_out(workshop, form, budget)
     return tried
 
 
@@ -128,24 +156,24 @@ def _nodes(regions: dict[str, Region], name: str) -> tuple[str, ...]:
     return regions[name].nodes if name in regions else ()
 
 
-def _leave_out(workshop: Workshop, form: str, budget: Budget, tell: Tell) -> list[Candidate]:
+def _leave_out(workshop: Workshop, form: str, budget: Budget) -> list[Candidate]:
     """Return the candidates tried on the way to as few regions in float as the gate lets."""
     regions = find_regions(workshop.prepared)
     few = workshop.samples(RANK_SAMPLES)
     output = workshop.materials.recipe.metric.output
-    tell(f"{form}: look for the layers that it cannot afford")
+    budget.tell(f"{form}: look for the layers that it cannot afford")
     left_s = max(0.0, budget.deadline - time.monotonic())
     ranked = rank(
         regions,
         lambda nodes: workshop.run(workshop.make(form, only=nodes), few)[output],
         workshop.run(workshop.materials.graph.data, few)[output],
         deadline=time.monotonic() + RANK_SHARE * left_s,
-        tell=lambda done, all_: tell(f"{form}: layer {done + 1} of {all_} alone"),
+        tell=lambda done, all_: budget.tell(f"{form}: layer {done + 1} of {all_} alone"),
     )
     tried: dict[int, Candidate] = {}
 
     def hold(many: int) -> bool:
-        tell(f"{form}: {many} of {len(ranked)} regions in float")
+        budget.tell(f"{form}: {many} of {len(ranked)} regions in float")
         budget.take()
         worst = ranked[:many]
         candidate = workshop.evaluate(
