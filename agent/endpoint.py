@@ -9,90 +9,53 @@
 What is loaded is the fleet's decision, so loading, unloading, shared memory, tracing
 and log settings are refused, in JSON as clients expect.
 
-A prediction is run, recorded and counted in the event loop: record first, then reply.
+What a prediction is asked and answered is `agent.infer`.
 """
 
-import secrets
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
 
-from agent import oip
-from agent.http import HttpError, Request, Response
-from agent.latency import Latencies
-from agent.observe import Observer
-from agent.runtime import Model
-from agent.serve_protocol import ServeSlot, SlotStats
-from skerry.errors import UsageError
+from agent.http import HttpError
+from agent.http_types import Request, Response
+from agent.infer import Inference, Served
 
-__all__ = ["Endpoint", "Served"]
+__all__ = ["Endpoint"]
 
-JSON_LENGTH: Final = b"inference-header-content-length"
-MAX_ROWS: Final = 4096  # of one request
 MAX_ROUTES: Final = 256  # remembered
 _TRITON_TYPES: Final = {"BYTES": "TYPE_STRING"}
-Route = Callable[[Request], Response]
+Route = Callable[[Request], Response | None]
 try:
     _VERSION = version("skerry")
 except PackageNotFoundError:  # run from a source tree
     _VERSION = "0"
 
 
-@dataclass(slots=True)
-class Served:
-    """One model in service, and what it did."""
-
-    slot: ServeSlot
-    model: Model
-    ctx: int
-    answered: int = 0
-    repeated: int = 0
-    errors: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
-
-    def stats(self) -> SlotStats:
-        """Return what control wants to know."""
-        return SlotStats(
-            self.answered,
-            self.errors,
-            self.latencies.quantile(0.5),
-            self.latencies.quantile(0.99),
-        )
-
-
 class Endpoint:
     """Answers requests for the models in service.
 
     Args:
-        models: in the order of the contexts.
-        observer: records what was answered.
-        before_look_up: called before an id is looked up (another process may have seen it).
+        inference: answers requests for predictions.
         metrics: returns the text of ``/metrics``.
     """
 
     def __init__(
         self,
-        models: Sequence[Served],
-        observer: Observer,
+        inference: Inference,
         *,
-        before_look_up: Callable[[], None],
         metrics: Callable[[], str],
     ) -> None:
-        self._models = models
-        self._observer = observer
-        self._before_look_up = before_look_up
+        self._inference = inference
+        self._models = inference.models
         self._metrics = metrics
         self._routes: dict[tuple[str, bytes], Route] = {}
 
-    def __call__(self, request: Request) -> Response:
-        """Answer one request; a refusal is an `HttpError`."""
+    def __call__(self, request: Request) -> Response | None:
+        """Answer one request, or see to it that it is; a refusal is an `HttpError`."""
         key = (request.method, request.target)
         route = self._routes.get(key)
         if route is None:
@@ -139,7 +102,7 @@ class Endpoint:
             case ["stats"]:
                 return _only("GET", method, partial(self._statistics, [served]))
             case ["infer"]:
-                return _only("POST", method, partial(self._infer, served))
+                return _only("POST", method, partial(self._inference, served))
             case ["trace", *_]:
                 return _not_offered
         raise HttpError(404, f"a model has no {'/'.join(rest)[:200]!r}")
@@ -151,53 +114,6 @@ class Endpoint:
         have = ", ".join(f"{s.slot.model} {s.slot.model_version}" for s in self._models)
         asked = model if version is None else f"{model} {version}"
         raise HttpError(404, f"expected a model of: {have or 'none yet'}; got {asked[:200]!r}")
-
-    def _infer(self, served: Served, request: Request) -> Response:
-        try:
-            asked, raw = oip.decode_request(request.body, _json_length(request))
-            tensors = oip.read_inputs(asked, raw, served.model.inputs)
-            most = max(len(values) for values in tensors.values())
-            if most > MAX_ROWS:
-                raise UsageError(f"expected at most {MAX_ROWS} rows in a request, got {most}")
-            oip.check_wanted(asked, served.model.outputs)
-        except UsageError as error:
-            raise HttpError(400, str(error)) from None
-        try:
-            outputs = served.model.run(tensors)
-            rows = served.model.rows(tensors, outputs)
-        except Exception as error:  # whatever a model may do: it is the model's error
-            served.errors += 1
-            self._observer.error(served.ctx, time.time())
-            raise HttpError(500, f"the model failed: {str(error)[:300]}") from None
-        id = asked.id or secrets.token_hex(8)
-        slot = served.slot
-        answer = oip.Answer(
-            slot.model, slot.model_version, id, {"bundle": slot.bundle, "variant": slot.variant}
-        )
-        parts, json_length = oip.encode_answer(answer, asked, outputs, served.model.outputs)
-        if asked.id:
-            self._before_look_up()
-        at = time.time()
-        latency_us = (perf_counter() - request.received) * 1e6
-        served.latencies.add(latency_us)
-        for i, row in enumerate(rows):
-            new = self._observer.record(
-                served.ctx,
-                id if len(rows) == 1 else f"{id}#{i}",
-                at=at,
-                prediction=row.prediction,
-                confidence=row.confidence,
-                latency_us=int(latency_us),
-                features=row.features,
-            )
-            if new:
-                served.answered += 1
-            else:
-                served.repeated += 1
-        if json_length is None:
-            return Response(200, parts)
-        head = {"Inference-Header-Content-Length": str(json_length)}
-        return Response(200, parts, "application/octet-stream", head)
 
     def _ready(self, _: Request) -> Response:
         if not self._models:
@@ -228,17 +144,6 @@ def _only(wanted: str, method: str, route: Route) -> Route:
     if method != wanted:
         raise HttpError(405, f"expected {wanted}, got {method[:20]}")
     return route
-
-
-def _json_length(request: Request) -> int | None:
-    text = request.headers.get(JSON_LENGTH)
-    if text is None:
-        return None
-    if not text.isdigit() or len(text) > 12:
-        raise UsageError(
-            f"expected Inference-Header-Content-Length to be a number, got {text[:40]!r}"
-        )
-    return int(text)
 
 
 def _json(value: Any) -> Response:

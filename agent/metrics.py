@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from agent.endpoint import Served
-from agent.http import HttpServer
+from agent.http_types import Load
+from agent.infer import Served
 from agent.observe import Observer
 from agent.spool import Spool
 
@@ -13,9 +13,7 @@ __all__ = ["metrics_text"]
 QUANTILES: Final = (0.5, 0.9, 0.99)
 
 
-def metrics_text(
-    models: Sequence[Served], observer: Observer, spool: Spool, server: HttpServer
-) -> str:
+def metrics_text(models: Sequence[Served], observer: Observer, spool: Spool, load: Load) -> str:
     """Return the text of ``/metrics``."""
     labels = [
         f'slot="{s.slot.slot}",model="{s.slot.model}",version="{s.slot.model_version}",'
@@ -36,6 +34,10 @@ def metrics_text(
         lines, "skerry_errors_total", "counter", "Requests that a model failed to answer.",
         ((f"{{{label}}}", s.errors) for label, s in each),
     )  # fmt: skip
+    _family(
+        lines, "skerry_expired_total", "counter", "Requests whose time passed while they waited.",
+        ((f"{{{label}}}", s.expired) for label, s in each),
+    )  # fmt: skip
     lines.append("# HELP skerry_latency_seconds From a request's last byte to its record.")
     lines.append("# TYPE skerry_latency_seconds summary")
     for label, s in each:
@@ -54,9 +56,10 @@ def metrics_text(
             "skerry_refused_total",
             "counter",
             "Requests refused while too many waited.",
-            server.refused,
+            load.refused,
         ),
-        ("skerry_connections", "gauge", "Open connections.", len(server.connections)),
+        ("skerry_waiting", "gauge", "Requests not answered yet.", load.waiting),
+        ("skerry_connections", "gauge", "Open connections.", len(load.connections)),
     ]
     for name, kind, text, figure in figures:
         _family(lines, name, kind, text, [("", figure)])

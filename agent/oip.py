@@ -160,7 +160,10 @@ def check_wanted(request: InferRequest, specs: Mapping[str, TensorSpec]) -> None
 
 
 def encode_answer(
-    answer: Answer, request: InferRequest, outputs: Tensors, specs: Mapping[str, TensorSpec]
+    answer: Answer,
+    request: InferRequest,
+    outputs: Mapping[str, NDArray[Any]],
+    specs: Mapping[str, TensorSpec],
 ) -> tuple[list[bytes], int | None]:
     """Return the body of a response, and the length of its JSON part where raw tensors follow.
 

@@ -6,6 +6,7 @@ a spinning second thread doubles the CPU for nothing (measured).
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,16 +15,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from agent.measure import Pace, example, measure_pace
 from skerry.canonical import sha256
-from skerry.errors import FormatError, RefusedError, UsageError
+from skerry.errors import FormatError, RefusedError
 from skerry.features import Extractor, extractor
-from skerry.manifest import FileRef, Manifest, TensorSpec, parse_manifest
+from skerry.manifest import FileRef, Manifest, parse_manifest
 from skerry.onnx_outline import DEVICE, check_outline
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
 __all__ = ["Model", "Row", "read_manifest"]
 
+Tensors = Mapping[str, NDArray[Any]]
 ORT_TYPES: Final = {
     "tensor(bool)": "BOOL", "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16",
     "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64", "tensor(int8)": "INT8",
@@ -78,7 +81,7 @@ class Model:
             (feature.input, extractor(feature.kind)) for feature in manifest.features
         ]
         self._compare(file)
-        self._warm()
+        self.pace: Final = self._warm()
         self.load_ms: Final = (time.perf_counter() - started) * 1000
 
     def run(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -86,7 +89,7 @@ class Model:
         values = self._session.run(self._output_names, tensors)
         return dict(zip(self._output_names, values, strict=True))
 
-    def rows(self, tensors: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> list[Row]:
+    def rows(self, tensors: Tensors, outputs: Tensors) -> list[Row]:
         """Return prediction, confidence and features of every row of a batch."""
         reading = self.manifest.prediction
         classes, confidence = read_predictions(
@@ -116,18 +119,23 @@ class Model:
             if got != wanted or not set(wanted.values()) <= set(DTYPES):
                 raise RefusedError(f"expected {wanted} in {file.name}, the model has {types}")
 
-    def _warm(self) -> None:
-        """Run once, so that the first request pays for no allocation and surprises nobody."""
-        tensors = {spec.name: _example(spec) for spec in self.inputs.values()}
+    def _warm(self) -> Pace:
+        """Run a few times, so that the first request pays for no allocation; return how fast."""
+        for spec in self.inputs.values():
+            if not spec.shape:
+                raise RefusedError(f"expected a batch axis in input {spec.name!r}; it is a scalar")
+        tensors = example(self.inputs, 1)
         try:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 outputs = self.run(tensors)
                 rows = self.rows(tensors, outputs)
+                pace = measure_pace(self.run, self.inputs, self.outputs)
         except Exception as error:  # onnxruntime's errors share no other base
             raise RefusedError(f"the model fails on an input of zeros: {error}") from None
         if len(rows) != len(next(iter(tensors.values()))):  # the manifest names it first
             raise RefusedError("expected one prediction per row; the first axis must be the batch")
+        return pace
 
 
 def _verified(file: Path, expected: FileRef) -> bytes:
@@ -168,13 +176,3 @@ def _open(data: bytes, provider: str, threads: int) -> ort.InferenceSession:
         raise RefusedError(
             f"onnxruntime cannot load the model: {str(error)[:500]}", "load_failed"
         ) from None
-
-
-def _example(spec: TensorSpec) -> NDArray[Any]:
-    if not spec.shape:
-        raise RefusedError(f"expected a batch axis in input {spec.name!r}; it is a scalar")
-    shape = [1 if size == -1 else size for size in spec.shape]
-    dtype = DTYPES.get(spec.datatype)
-    if dtype is None:
-        raise UsageError(f"expected one of {', '.join(DTYPES)}, got {spec.datatype!r}")
-    return np.full(shape, "", dtype=object) if dtype.kind == "O" else np.zeros(shape, dtype=dtype)

@@ -1,6 +1,6 @@
 """The process that runs models: HTTP in, predictions out, records and counts kept.
 
-    python -m agent.serve CONFIG --listen-fd N --control-fd M
+    python -m agent.serve CONFIG --listen-fd N [--listen-fd N] --control-fd M
 
 It has no keys and no network beyond the listening socket that control hands it. Its
 life: load and warm every model, say `Ready`; on `Accept` open the spool, take over
@@ -9,33 +9,39 @@ answer what is open, write the windows, and leave with code 0.
 """
 
 import argparse
-import asyncio
 import contextlib
 import logging
+import os
+import queue
 import secrets
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from agent.endpoint import Endpoint, Served
-from agent.http import HttpServer, Limits
+from agent.endpoint import Endpoint
+from agent.http import HttpServer
+from agent.http_types import Limits
+from agent.infer import Inference, Served
+from agent.loop import Loop
 from agent.metrics import metrics_text
 from agent.observe import Observer, RecentIds, count_plan
 from agent.recover import Recovery, foreign_contexts
 from agent.runtime import Model, read_manifest
 from agent.segments import CountPlan, Header
+from agent.serve_channel import Channel
 from agent.serve_protocol import (
     Accept,
     Drain,
     Drained,
     Failed,
-    FromServe,
     Ready,
     ServeConfig,
     ServeSlot,
@@ -43,7 +49,6 @@ from agent.serve_protocol import (
     Stats,
     ToServe,
     frame,
-    frames_from_control,
 )
 from agent.spool import Spool
 from skerry.canonical import from_json
@@ -54,17 +59,18 @@ from skerry.records import Context
 __all__ = ["main"]
 
 TICK_S: Final = 0.5
-CLOSE_S: Final = 2.0
 BOOT_BYTES: Final = 8
+MAX_WORKERS: Final = 4
 OS_BOOT_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 _LOG: Final = logging.getLogger("agent.serve")
+Loaded = tuple[ServeSlot, Model, CountPlan]
 
 
 class Server:
     """Everything between `Accept` and the end."""
 
     def __init__(
-        self, config: ServeConfig, boot: str, models: list[tuple[ServeSlot, Model, CountPlan]]
+        self, loop: Loop, config: ServeConfig, boot: str, models: Sequence[Loaded]
     ) -> None:
         root = Path(config.spool_dir)
         own = {_context(slot): plan for slot, _, plan in models}
@@ -78,31 +84,38 @@ class Server:
             contexts=list(contexts),
             plans=list(contexts.values()),
         )
+        self._loop = loop
         self._config = config
-        self._many_unsynced = asyncio.Event()
         self._spool = Spool(
             root, header,
             segment_bytes=config.segment_bytes, max_bytes=config.spool_max_bytes,
-            many_unsynced=self._many_unsynced.set,
+            many_unsynced=self._sync_now,
         )  # fmt: skip
+        self._syncer = _Syncer(loop)
         recent = RecentIds(config.recent_ids)
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
         self._recovery = Recovery(root, self._spool, self._observer, header.contexts, os_boot)
         self._models = [Served(slot, model, ctx) for ctx, (slot, model, _) in enumerate(models)]
-        self._http = HttpServer(
-            Endpoint(
-                self._models, self._observer,
-                before_look_up=self._recovery.catch_up, metrics=self._metrics,
-            ),
-            Limits(config.max_body_bytes, config.max_queue, config.max_connections),
+        self._inference = Inference(
+            self._models, self._observer,
+            before_look_up=self._recovery.catch_up, call=loop.call,
+            workers=_workers(config.threads), max_wait_s=config.max_wait_s,
         )  # fmt: skip
+        self._http = HttpServer(
+            loop,
+            Endpoint(self._inference, metrics=self._metrics),
+            Limits(config.max_body_bytes, config.max_queue, config.max_connections),
+            self._inference.flush,
+        )
 
-    async def start(self, listener: socket.socket) -> None:
+    def start(self, listeners: Sequence[socket.socket]) -> None:
         """Take over from dead processes, then accept."""
         rebuilt = self._recovery.start()
         if rebuilt:
             _LOG.warning("rebuilt %d windows that dead processes left open", rebuilt)
-        await self._http.start(listener)
+        self._http.start(listeners)
+        if self._config.sync_s:
+            self._loop.later(self._config.sync_s, self._sync)
 
     def set_window(self, window_s: float) -> None:
         """Count in windows of this length from now on."""
@@ -118,36 +131,43 @@ class Server:
         now = time.time()
         self._observer.close_due(now)
         self._http.expire()
-        self._recovery.look(rebuild=not self._http.draining)
+        self._recovery.look(rebuild=not self._http.load.draining)
+        if self._inference.longest_s() > self._config.hang_s:
+            os.kill(os.getpid(), signal.SIGALRM)  # as the kernel does where the loop stands still
         return min(TICK_S, self._observer.next_due(now))
 
-    async def sync(self) -> None:
-        """Make records power-safe: after `sync_s`, or earlier when many came."""
-        while self._config.sync_s:
-            # not wait_for: in Python 3.11 it can swallow a cancellation
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.sync_s):
-                    await self._many_unsynced.wait()
-            self._many_unsynced.clear()
-            if self._spool.unsynced:
-                await asyncio.to_thread(self._spool.take_sync())
-
-    async def drain(self) -> None:
-        """Answer what is open, then write every window and end the boot."""
+    def drain(self, done: Callable[[], None]) -> None:
+        """Answer what is open, then write every window, end the boot and call back."""
         self._recovery.look(rebuild=False)  # the process that follows records already
-        await self._http.drain(self._config.drain_s)
-        self._observer.close_all()
-        self._spool.close()
+
+        def end() -> None:
+            self._syncer.close()
+            self._observer.close_all()
+            self._spool.close()
+            done()
+
+        self._http.drain(self._config.drain_s, end)
+
+    def _sync(self) -> None:
+        self._sync_now()
+        self._loop.later(self._config.sync_s, self._sync)
+
+    def _sync_now(self) -> None:
+        """Make records power-safe: after `sync_s`, or earlier when many came."""
+        if self._config.sync_s and self._spool.unsynced and not self._syncer.busy:
+            self._syncer.do(self._spool.take_sync())
 
     def _metrics(self) -> str:
-        return metrics_text(self._models, self._observer, self._spool, self._http)
+        return metrics_text(self._models, self._observer, self._spool, self._http.load)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the process; returns its exit code."""
     parser = argparse.ArgumentParser(prog="agent.serve", description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, help="a ServeConfig as JSON")
-    parser.add_argument("--listen-fd", type=int, required=True, help="the listening socket")
+    parser.add_argument(
+        "--listen-fd", type=int, action="append", required=True, help="a listening socket"
+    )
     parser.add_argument("--control-fd", type=int, required=True, help="the socket to control")
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="serve: %(message)s", level=logging.WARNING)
@@ -155,10 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     np.seterr(all="ignore")
     # an interrupt at the terminal goes to the whole group; control decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with (
-        socket.socket(fileno=args.listen_fd) as listener,
-        socket.socket(fileno=args.control_fd) as control,
-    ):
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket(fileno=fd)) for fd in args.listen_fd]
+        control = stack.enter_context(socket.socket(fileno=args.control_fd))
         try:
             config = from_json(args.config.read_bytes(), ServeConfig)
             started = time.perf_counter()
@@ -170,99 +189,103 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         boot = secrets.token_hex(BOOT_BYTES)
         ready = Ready(boot, (time.perf_counter() - started) * 1000)
-        listener.setblocking(False)
-        control.setblocking(False)
-        asyncio.run(_live(config, boot, models, ready, listener, control))
+        _Life(config, boot, models, listeners, control).run(ready)
     return 0
 
 
-async def _live(
-    config: ServeConfig,
-    boot: str,
-    models: list[tuple[ServeSlot, Model, CountPlan]],
-    ready: Ready,
-    listener: socket.socket,
-    control: socket.socket,
-) -> None:
-    loop = asyncio.get_running_loop()
-    inbox: asyncio.Queue[ToServe] = asyncio.Queue()
-    loop.add_signal_handler(signal.SIGTERM, inbox.put_nowait, Drain())
-    channel = _Channel(inbox)
-    await loop.create_unix_connection(lambda: channel, sock=control)
-    channel.send(ready)
-    server: Server | None = None
-    async with asyncio.TaskGroup() as tasks:
-        background: list[asyncio.Task[None]] = []
-        while True:
-            message = await inbox.get()
-            if isinstance(message, Accept) and server is None:
-                server = Server(config, boot, models)
-                await server.start(listener)
-                background = [
-                    tasks.create_task(_beat(server, channel, config.hang_s), name="beat"),
-                    tasks.create_task(server.sync(), name="sync"),
-                ]
-            elif isinstance(message, Settings):
-                config = msgspec.structs.replace(config, window_s=message.window_s)
-                if server is not None:
-                    server.set_window(message.window_s)
-            elif isinstance(message, Drain):
-                break
-        if server is not None:
-            await server.drain()
-            channel.send(server.stats())
-        for task in background:
-            task.cancel()
-    channel.send(Drained())
-    await channel.close()
+class _Life:
+    """From `Ready` to `Drained`: does what control says."""
 
+    def __init__(
+        self,
+        config: ServeConfig,
+        boot: str,
+        models: Sequence[Loaded],
+        listeners: Sequence[socket.socket],
+        control: socket.socket,
+    ) -> None:
+        self._loop = Loop()
+        self._config = config
+        self._boot = boot
+        self._models = models
+        self._listeners = listeners
+        self._channel = Channel(self._loop, control, self._take)
+        self._server: Server | None = None
+        self._leaving = False
+        signal.signal(signal.SIGTERM, lambda *_: self._loop.call(lambda: self._take(Drain())))
 
-async def _beat(server: Server, channel: "_Channel", hang_s: float) -> None:
-    while True:
+    def run(self, ready: Ready) -> None:
+        self._channel.send(ready)
+        self._loop.run()
+        self._channel.say_last(Drained())
+        self._loop.close()
+
+    def _take(self, message: ToServe) -> None:
+        match message:
+            case Accept() if self._server is None and not self._leaving:
+                self._server = Server(self._loop, self._config, self._boot, self._models)
+                self._server.start(self._listeners)
+                self._beat()
+            case Settings():
+                self._config = msgspec.structs.replace(self._config, window_s=message.window_s)
+                if self._server is not None:
+                    self._server.set_window(message.window_s)
+            case Drain() if not self._leaving:
+                self._leaving = True
+                if self._server is None:
+                    self._loop.stop()
+                else:
+                    self._server.drain(self._end)
+
+    def _beat(self) -> None:
+        assert self._server is not None
         # Nobody handles SIGALRM: if the loop stands still for so long, in native code even,
         # the kernel ends this process and control starts another.
-        signal.setitimer(signal.ITIMER_REAL, hang_s)
-        pause_s = server.tick()
-        channel.send(server.stats())
-        await asyncio.sleep(max(pause_s, 0.0))
+        signal.setitimer(signal.ITIMER_REAL, self._config.hang_s)
+        pause_s = self._server.tick()
+        self._channel.send(self._server.stats())
+        self._loop.later(max(pause_s, 0.0), self._beat)
+
+    def _end(self) -> None:
+        assert self._server is not None
+        self._channel.send(self._server.stats())
+        self._loop.stop()
 
 
-class _Channel(asyncio.Protocol):
-    """The socket to control: its messages go into the inbox, and its end is a `Drain`."""
+class _Syncer:
+    """One thread that waits for the disk."""
 
-    def __init__(self, inbox: "asyncio.Queue[ToServe]") -> None:
-        self._inbox = inbox
-        self._frames = frames_from_control()
-        self._transport: asyncio.Transport | None = None
-        self._closed = asyncio.Event()
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        self._thread.start()
+        self.busy = False
+        self.failures = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    def do(self, job: Callable[[], None]) -> None:
+        """Do a job; only one at a time, while not `busy`."""
+        self.busy = True
+        self._jobs.put(job)
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._frames.feed(data):
-                self._inbox.put_nowait(message)
-        except SkerryError as error:
-            _LOG.error("control says what is no message: %s", error)
-            self._inbox.put_nowait(Drain())
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._jobs.put(None)
+        self._thread.join()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed.set()
-        self._inbox.put_nowait(Drain())
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except OSError as error:  # a sick disk: what is answered is still kill-safe
+                self.failures += 1
+                _LOG.error("records are not power-safe, the disk refused to sync: %s", error)
+            self.busy = False
 
-    def send(self, message: FromServe) -> None:
-        """Send a message, if control is still there to read it."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(message))
 
-    async def close(self) -> None:
-        """Send what is left, then close."""
-        if self._transport is not None:
-            self._transport.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await self._closed.wait()
+def _workers(threads: int) -> int:
+    """Return how many threads may run one model, each of whose runs takes so many."""
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // max(threads, 1)))
 
 
 def _load(slot: ServeSlot, threads: int) -> tuple[ServeSlot, Model, CountPlan]:

@@ -83,6 +83,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recent_ids: int = 16_384  # request ids remembered, so that a retry counts once
     max_body_bytes: int = 16 << 20
     max_queue: int = 128  # requests that may wait; the next is answered 429
+    max_wait_s: float = 10.0  # for an answer; a request that waited longer is answered 504
     max_connections: int = 256
     drain_s: float = 10.0
     hang_s: float = 30.0

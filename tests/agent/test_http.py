@@ -3,33 +3,75 @@
 import asyncio
 import gzip
 import socket
+import struct
+import threading
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from agent import http
-from agent.http import HttpError, HttpServer, Limits, Request, Response
+from agent import connection, http
+from agent.http import HttpError, HttpServer
+from agent.http_types import Limits, Request, Response
+from agent.loop import Loop
 
-Ask = Callable[[bytes], asyncio.Future[bytes]]
+T = TypeVar("T")
 
 
 class Rig:
-    """A server that repeats what it was asked, and connections to it."""
+    """A server that repeats what it was asked, in a thread of its own, and connections to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
+        self.path = path
+        self.unix = socket.socket(socket.AF_UNIX)
+        self.unix.bind(str(path))
+        self.unix.listen(8)
         self.seen: list[Request] = []
-        self.server = HttpServer(self.handle, Limits(1000, queue=4, connections=3, held_bytes=1500))
+        self.later: list[Request] = []
+        self.loop = Loop()
+        limits = Limits(1000, queue=4, connections=3, held_bytes=1500)
+        self.server = HttpServer(self.loop, self.handle, limits)
+        self.load = self.server.load
+        self.server.start([self.listener, self.unix])
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
 
-    def handle(self, request: Request) -> Response:
+    def handle(self, request: Request) -> Response | None:
         self.seen.append(request)
         if request.target == b"/refuse":
             raise HttpError(404, "nothing is here")
         if request.target == b"/break":
             raise ZeroDivisionError
+        if request.target == b"/large":
+            return Response(200, [bytes(8 << 20)], "text/plain")
+        if request.target.startswith(b"/later"):
+            self.later.append(request)
+            return None
+        return self.answer(request)
+
+    def answer(self, request: Request) -> Response:
         return Response(200, [request.target, b" ", request.body], "text/plain")
+
+    def do(self, act: Callable[[], T]) -> T:
+        """Act in the server's thread."""
+        done: list[T] = []
+        ready = threading.Event()
+
+        def run() -> None:
+            done.append(act())
+            ready.set()
+
+        self.loop.call(run)
+        assert ready.wait(5)
+        return done[0]
+
+    def drain(self, timeout_s: float) -> threading.Event:
+        drained = threading.Event()
+        self.loop.call(lambda: self.server.drain(timeout_s, drained.set))
+        return drained
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self.listener.getsockname())
@@ -43,14 +85,22 @@ class Rig:
         writer.close()
         return answer
 
+    async def eventually(self, check: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not self.do(check):  # noqa: ASYNC110 - what it waits for is another thread's
+                await asyncio.sleep(0.005)
+
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    await rig.server.start(rig.listener)
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path / "s")
     yield rig
-    await rig.server.drain(0.0)
-    await asyncio.sleep(0)
+    assert rig.drain(0.0).wait(5)
+    rig.loop.call(rig.loop.stop)
+    rig.thread.join(5)
+    rig.loop.close()
+    for listener in (rig.listener, rig.unix):
+        listener.close()
 
 
 def get(path: str, *headers: str) -> bytes:
@@ -195,23 +245,23 @@ async def test_bodies_that_wait_are_bounded_together(rig: Rig) -> None:
     _, writer = await rig.connect()
     writer.write(post(bytes(1000))[:-1])
     await asyncio.sleep(0.05)
-    assert rig.server.held_bytes == 999
+    await rig.eventually(lambda: rig.load.held_bytes == 999)
     assert (await rig.ask(post(bytes(600), CLOSE))).startswith(b"HTTP/1.1 429")
     assert (await rig.ask(post(bytes(500), CLOSE))).startswith(b"HTTP/1.1 200")
     writer.close()
     await asyncio.sleep(0.05)
     assert (await rig.ask(post(bytes(600), CLOSE))).startswith(b"HTTP/1.1 200")
-    assert rig.server.held_bytes == 0
+    await rig.eventually(lambda: rig.load.held_bytes == 0)
 
 
 async def test_a_peer_that_is_too_slow_is_told_so(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "HEAD_S", 0.05)
+    monkeypatch.setattr(connection, "HEAD_S", 0.05)
     reader, writer = await rig.connect()
     writer.write(b"GET / HT")
     await asyncio.sleep(0.1)
-    rig.server.expire()
+    rig.do(rig.server.expire)
     assert (await reader.read()).startswith(b"HTTP/1.1 408")
     writer.close()
 
@@ -219,13 +269,13 @@ async def test_a_peer_that_is_too_slow_is_told_so(
 async def test_an_idle_connection_is_closed_silently(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "IDLE_S", 0.05)
+    monkeypatch.setattr(connection, "IDLE_S", 0.05)
     reader, writer = await rig.connect()
     writer.write(get("/1"))
     await reader.readuntil(b"/1 ")
-    rig.server.expire()
+    rig.do(rig.server.expire)
     await asyncio.sleep(0.1)
-    rig.server.expire()
+    rig.do(rig.server.expire)
     assert await reader.read() == b""
     writer.close()
 
@@ -252,14 +302,83 @@ async def test_draining_answers_once_more_and_closes(
     writer.write(get("/1"))
     await reader.readuntil(b"/1 ")
     _, idle_writer = await rig.connect()
-    drained = asyncio.create_task(rig.server.drain(5.0))
+    drained = rig.drain(5.0)
     await asyncio.sleep(0.1)
     writer.write(get("/2"))
     answer = await reader.read()
     assert answer.endswith(b"/2 ")
     assert b"Connection: close" in answer
-    async with asyncio.timeout(2):
-        await drained
-    assert rig.server.connections == set()
+    assert await asyncio.to_thread(drained.wait, 2)
+    assert rig.load.connections == set()
     writer.close()
     idle_writer.close()
+
+
+async def test_a_unix_socket_is_answered_like_any_other(rig: Rig) -> None:
+    reader, writer = await asyncio.open_unix_connection(rig.path)
+    writer.write(get("/unix", CLOSE))
+    assert (await reader.read()).endswith(b"/unix ")
+    writer.close()
+
+
+async def test_an_answer_may_come_later_and_in_its_order(rig: Rig) -> None:
+    reader, writer = await rig.connect()
+    writer.write(get("/later-1") + get("/2") + get("/later-3", CLOSE))
+    await rig.eventually(lambda: len(rig.later) == 1)
+    other = await rig.ask(get("/other", CLOSE))
+    assert other.endswith(b"/other ")  # nobody else waits for it
+    assert rig.do(lambda: rig.load.waiting) == 3
+    rig.do(lambda: rig.later[0].reply(rig.answer(rig.later[0])))
+    await rig.eventually(lambda: len(rig.later) == 2)
+    rig.do(lambda: rig.later[1].reply(rig.answer(rig.later[1])))
+    answer = await reader.read()
+    places = [answer.index(b) for b in (b"/later-1 ", b"/2 ", b"/later-3 ")]
+    assert places == sorted(places)
+    assert rig.do(lambda: (rig.load.waiting, rig.load.held_bytes)) == (0, 0)
+    writer.close()
+
+
+async def test_who_leaves_before_the_answer_is_forgotten(rig: Rig) -> None:
+    _, writer = await rig.connect()
+    writer.write(get("/later-1") + post(b"waits"))
+    await rig.eventually(lambda: len(rig.later) == 1)
+    peer = writer.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    writer.transport.abort()
+    await rig.eventually(lambda: not rig.load.connections)
+    assert rig.do(lambda: (rig.load.waiting, rig.load.held_bytes)) == (0, 0)
+    rig.do(lambda: rig.later[0].reply(rig.answer(rig.later[0])))  # too late, and harmless
+    assert (await rig.ask(get("/after", CLOSE))).endswith(b"/after ")
+
+
+async def test_a_large_answer_reaches_a_slow_reader_whole(rig: Rig) -> None:
+    reader, writer = await rig.connect()
+    writer.write(get("/large") + get("/next", CLOSE))
+    await asyncio.sleep(0.1)  # the sockets' buffers are full now
+    assert (await rig.ask(get("/other", CLOSE))).endswith(b"/other ")
+    answer = await reader.read()
+    assert len(answer.split(b"\r\n\r\n", 1)[1]) > 8 << 20
+    assert answer.endswith(b"/next ")
+    writer.close()
+
+
+async def test_who_is_refused_hears_when_to_come_back(rig: Rig) -> None:
+    _, first = await rig.connect()
+    first.write(b"".join(get(f"/later-{i}") for i in range(4)))
+    await rig.eventually(lambda: rig.load.waiting == 4)
+    answer = await rig.ask(get("/", CLOSE))
+    assert answer.startswith(b"HTTP/1.1 429")
+    assert b"Retry-After: 1\r\n" in answer
+    first.close()
+
+
+def descriptors() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+
+
+async def test_connections_give_their_descriptors_back(rig: Rig) -> None:
+    before = len(list(descriptors()))
+    for _ in range(50):
+        await rig.ask(get("/1", CLOSE))
+    await rig.eventually(lambda: not rig.load.connections)
+    assert len(list(descriptors())) <= before + 2

@@ -34,6 +34,7 @@ from tests.fakes.serving import (
     listen,
     recorded_ids,
     replace_model,
+    slow_model,
     value_release,
     windows,
 )
@@ -260,6 +261,83 @@ def test_a_bomb_in_gzip_is_refused(shared: Serve) -> None:
     )
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(request)
+
+
+# --- slow models, full lines, time that has passed --------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory, releases: dict[str, Release]) -> Iterator[Serve]:
+    """A slow model and a fast one; the line is short."""
+    directory = tmp_path_factory.mktemp("slow")
+    release = value_release(directory / "release", "slow")
+    with (
+        listen() as listener,
+        Serve(directory, listener, release, releases["reader"], max_queue=3) as serve,
+    ):
+        yield serve.start()
+
+
+def number(value: float) -> list[Any]:
+    return [tensor("number", "FP32", np.array([value], dtype=np.float32))]
+
+
+def test_a_slow_model_does_not_hold_up_a_fast_one(slow: Serve) -> None:
+    host = slow.url.removeprefix("http://")
+    took: list[float] = []
+    with Client(slow.url) as client, triton.InferenceServerClient(host) as other:
+        began = time.perf_counter()
+        answer = other.infer("slow", number(3.0)).as_numpy("square")
+        slow_s = time.perf_counter() - began
+        assert answer == pytest.approx([9.0], rel=1e-3)
+        pending = other.async_infer("slow", number(2.0))
+        time.sleep(slow_s / 8)
+        began = time.perf_counter()
+        client.predict("reader", {"image": images(1)})
+        took.append(time.perf_counter() - began)
+        assert pending.get_result().as_numpy("square") == pytest.approx([4.0], rel=1e-3)
+    assert min(took) < slow_s
+
+
+def test_a_request_that_waited_too_long_is_not_run(slow: Serve) -> None:
+    with triton.InferenceServerClient(slow.url.removeprefix("http://"), concurrency=4) as client:
+        first = [client.async_infer("slow", number(1.0)) for _ in range(2)]
+        with pytest.raises(InferenceServerException, match="has passed"):
+            client.infer("slow", number(1.0), timeout=1)
+        for answer in first:
+            answer.get_result()
+        with pytest.raises(InferenceServerException, match="whole microseconds"):
+            client.infer("slow", number(1.0), timeout=-5)
+    with urllib.request.urlopen(f"{slow.url}/metrics") as response:
+        assert b'skerry_expired_total{slot="slow-slot"' in response.read()
+
+
+def test_a_full_line_is_told_when_to_come_back(slow: Serve) -> None:
+    refused = []
+    with triton.InferenceServerClient(slow.url.removeprefix("http://"), concurrency=8) as client:
+        answers = [client.async_infer("slow", number(1.0)) for _ in range(8)]
+        for answer in answers:
+            try:
+                answer.get_result()
+            except InferenceServerException as error:
+                refused.append(str(error))
+    assert 1 <= len(refused) <= 5
+    assert all("too many requests are waiting" in message for message in refused)
+
+
+def test_a_run_that_hangs_in_a_thread_ends_the_process(
+    tmp_path: Path, slow: Serve, releases: dict[str, Release]
+) -> None:
+    release = value_release(tmp_path / "release", "slow")
+    replace_model(release, slow_model(side=1536, times=60))  # seconds, and nobody waits so long
+    with listen() as listener, Serve(tmp_path, listener, release, hang_s=0.6) as serve:
+        serve.start()
+        with (
+            Client(serve.url) as client,
+            pytest.raises(UnreachableError),
+        ):
+            client.predict("slow", {"number": np.ones(1, np.float32)})
+        assert serve.process.wait(10) == -signal.SIGALRM
 
 
 # --- its life ---------------------------------------------------------------------------

@@ -92,6 +92,29 @@ def table_model() -> bytes:
     return save(graph)
 
 
+def slow_model(side: int = 1024, times: int = 2) -> bytes:
+    """A value [batch] that takes long: products of square matrices of a number [batch]."""
+    ones = numpy_helper.from_array(np.ones((side, side), np.float32), "ones")
+    share = numpy_helper.from_array(np.full((), 1 / side, np.float32), "share")
+    nodes = [
+        helper.make_node("ReduceMean", ["number"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["ones", "mean"], ["m0"]),
+    ]
+    for i in range(times):
+        nodes.append(helper.make_node("MatMul", [f"m{i}", "ones"], [f"p{i}"]))
+        nodes.append(helper.make_node("Mul", [f"p{i}", "share"], [f"m{i + 1}"]))
+    nodes.append(helper.make_node("ReduceMean", [f"m{times}"], ["all"], keepdims=0))
+    nodes.append(helper.make_node("Mul", ["number", "all"], ["square"]))
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("number", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("square", TensorProto.FLOAT, ["n"])],
+        [ones, share],
+    )
+    return save(graph)
+
+
 def echo_model() -> bytes:
     """Every datatype, given back as it came: `in_FP32` [batch, 2] is `out_FP32`, and so on."""
     ports = {
@@ -165,8 +188,12 @@ def linear_release(directory: Path, *, version: str = "1.0.0", seed: int = 0) ->
 
 
 def value_release(directory: Path, name: str) -> Release:
-    """`table` or `echo`: models whose prediction is a number, without features."""
-    if name == "table":
+    """`table`, `echo` or `slow`: models whose prediction is a number, without features."""
+    if name == "slow":
+        data = slow_model()
+        inputs = [TensorSpec("number", "FP32", [-1])]
+        outputs = [TensorSpec("square", "FP32", [-1])]
+    elif name == "table":
         data = table_model()
         inputs = [TensorSpec("position", "INT64", [-1])]
         outputs = [TensorSpec("entry", "FP32", [-1])]
@@ -181,7 +208,9 @@ def value_release(directory: Path, name: str) -> Release:
         version="2.0.0",
         inputs=inputs,
         outputs=outputs,
-        prediction=PredictionSpec("entry" if name == "table" else "out_FP32", "value"),
+        prediction=PredictionSpec(
+            {"slow": "square", "table": "entry", "echo": "out_FP32"}[name], "value"
+        ),
         features=[],
         baseline=Baseline({"confidence": numeric(np.arange(4.0))}, n=4),
         golden=Golden([], [], 0.0, 0.0),

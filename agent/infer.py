@@ -1,0 +1,200 @@
+"""Requests for predictions: read, run, recorded and answered.
+
+The record is written first, then the reply leaves. A request may say within how many
+microseconds it wants its answer (``parameters.timeout``); one that waited longer is answered
+504 instead of being run.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from agent import oip
+from agent.http import HttpError
+from agent.http_types import Request, Response, error_response
+from agent.latency import Latencies
+from agent.observe import Observer
+from agent.runner import Expired, Job, Runner
+from agent.runtime import Model
+from agent.serve_protocol import ServeSlot, SlotStats
+from skerry.errors import UsageError
+
+__all__ = ["Inference", "Served"]
+
+JSON_LENGTH: Final = b"inference-header-content-length"
+MAX_ROWS: Final = 4096  # of one request
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(slots=True)
+class Served:
+    """One model in service, and what it did."""
+
+    slot: ServeSlot
+    model: Model
+    ctx: int
+    answered: int = 0
+    repeated: int = 0
+    errors: int = 0
+    expired: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+
+    def stats(self) -> SlotStats:
+        """Return what control wants to know."""
+        return SlotStats(
+            self.answered,
+            self.errors,
+            self.latencies.quantile(0.5),
+            self.latencies.quantile(0.99),
+        )
+
+
+class Inference:
+    """Answers requests for predictions of the models in service.
+
+    Args:
+        models: in the order of the contexts.
+        observer: records what was answered.
+        before_look_up: called before an id is looked up (another process may have seen it).
+        call: calls back in the loop's thread.
+        workers: threads for each model that is too slow for the loop.
+        max_wait_s: for requests that do not say how long they wait.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Served],
+        observer: Observer,
+        *,
+        before_look_up: Callable[[], None],
+        call: Callable[[Callable[[], None]], None],
+        workers: int,
+        max_wait_s: float,
+    ) -> None:
+        self.models: Final = models
+        self._observer = observer
+        self._before_look_up = before_look_up
+        self._max_wait_s = max_wait_s
+        self.runners: Final = [
+            Runner(
+                served.model.run, served.model.pace, self._done_with(served), call, workers=workers
+            )
+            for served in models
+        ]
+
+    def __call__(self, served: Served, request: Request) -> Response | None:
+        """Answer a request at once, or put it in line and answer it later."""
+        try:
+            job = self._read(served, request)
+        except UsageError as error:
+            raise HttpError(400, str(error)) from None
+        runner = self.runners[served.ctx]
+        connection = request.connection
+        alone = connection is None or not connection.others_wait
+        if not runner.inline or (runner.max_batch > 1 and not alone):
+            runner.add(job)
+            return None
+        if job.deadline < perf_counter():
+            return self._finish(served, job, Expired())
+        try:
+            outputs: Tensors | Exception = served.model.run(job.tensors)
+        except Exception as error:  # whatever a model may do: it is the model's error
+            outputs = error
+        return self._finish(served, job, outputs)
+
+    def flush(self) -> None:
+        """Run what waits for the loop."""
+        for runner in self.runners:
+            if runner.inline:
+                runner.flush()
+
+    def longest_s(self) -> float:
+        """Return for how long the oldest run in a thread has been under way."""
+        return max((runner.longest_s() for runner in self.runners), default=0.0)
+
+    def _read(self, served: Served, request: Request) -> Job:
+        asked, raw = oip.decode_request(request.body, _json_length(request))
+        tensors = oip.read_inputs(asked, raw, served.model.inputs)
+        rows = max(map(len, tensors.values()))
+        if rows > MAX_ROWS:
+            raise UsageError(f"expected at most {MAX_ROWS} rows in a request, got {rows}")
+        if asked.outputs:
+            oip.check_wanted(asked, served.model.outputs)
+        wait_s = self._max_wait_s
+        timeout_us = asked.parameters.get("timeout")
+        if timeout_us is not None:
+            if not isinstance(timeout_us, int) or timeout_us < 0:
+                raise UsageError(
+                    f"expected a timeout in whole microseconds, got {str(timeout_us)[:40]!r}"
+                )
+            wait_s = min(wait_s, timeout_us / 1e6) if timeout_us else wait_s  # 0: none
+        return Job(request, asked, tensors, rows, request.received + wait_s)
+
+    def _done_with(self, served: Served) -> Callable[[Job, Tensors | Exception], None]:
+        def done(job: Job, result: Tensors | Exception) -> None:
+            try:
+                response = self._finish(served, job, result)
+            except HttpError as error:
+                response = error_response(error.status, str(error))
+            job.request.reply(response)
+
+        return done
+
+    def _finish(self, served: Served, job: Job, result: Tensors | Exception) -> Response:
+        if isinstance(result, Expired):
+            served.expired += 1
+            raise HttpError(504, "the time in which the answer was wanted has passed; not run")
+        try:
+            if isinstance(result, Exception):
+                raise result
+            rows = served.model.rows(job.tensors, result)
+        except Exception as error:
+            served.errors += 1
+            self._observer.error(served.ctx, time.time())
+            raise HttpError(500, f"the model failed: {str(error)[:300]}") from None
+        asked = job.asked
+        id = asked.id or secrets.token_hex(8)
+        slot = served.slot
+        answer = oip.Answer(
+            slot.model, slot.model_version, id, {"bundle": slot.bundle, "variant": slot.variant}
+        )
+        parts, json_length = oip.encode_answer(answer, asked, result, served.model.outputs)
+        if asked.id:
+            self._before_look_up()
+        at = time.time()
+        latency_us = (perf_counter() - job.request.received) * 1e6
+        served.latencies.add(latency_us)
+        for i, row in enumerate(rows):
+            new = self._observer.record(
+                served.ctx,
+                id if len(rows) == 1 else f"{id}#{i}",
+                at=at,
+                prediction=row.prediction,
+                confidence=row.confidence,
+                latency_us=int(latency_us),
+                features=row.features,
+            )
+            if new:
+                served.answered += 1
+            else:
+                served.repeated += 1
+        if json_length is None:
+            return Response(200, parts)
+        head = {"Inference-Header-Content-Length": str(json_length)}
+        return Response(200, parts, "application/octet-stream", head)
+
+
+def _json_length(request: Request) -> int | None:
+    text = request.headers.get(JSON_LENGTH)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 12:
+        raise UsageError(
+            f"expected Inference-Header-Content-Length to be a number, got {text[:40]!r}"
+        )
+    return int(text)
