@@ -24,7 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.compile_tables import write_tables  # noqa: E402 - after the path is set
+import onnx  # noqa: E402 - after the path is set
+
+from benchmarks.compile_tables import write_tables  # noqa: E402
 from benchmarks.frontier import frontier, steps_for  # noqa: E402
 from benchmarks.others import OTHERS  # noqa: E402
 from benchmarks.outcome import RESULTS, write  # noqa: E402
@@ -189,7 +191,7 @@ def model(folder: Path, peers: Path | None) -> dict[str, Any]:
             rows[other] = {"error": f"{type(error).__name__}: {first[:200]}"}
     for file in sorted((peers / name).glob("*")) if peers else []:
         if file.suffix == ".onnx":
-            made[file.stem] = file.read_bytes()
+            made[file.stem] = onnx.load(file).SerializeToString()  # its weights may lie beside it
         elif file.suffix == ".txt":
             rows[file.stem] = {"error": file.read_text().strip()[:300]}
     with tempfile.TemporaryDirectory() as scratch:
