@@ -1,6 +1,6 @@
 """One serving process, seen from control: started, spoken to, ended.
 
-It is given the listening socket and one end of a socket pair by their numbers, and a
+It is given the listening sockets and one end of a socket pair by their numbers, and a
 configuration file. When control is gone, the pair ends and serve drains by itself.
 """
 
@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,7 +61,12 @@ class Child:
 
     @classmethod
     async def start(
-        cls, config: ServeConfig, folder: Path, listener: socket.socket, *, timeout_s: float
+        cls,
+        config: ServeConfig,
+        folder: Path,
+        listeners: Sequence[socket.socket],
+        *,
+        timeout_s: float,
     ) -> "Child":
         """Start a process and wait until its models are warm.
 
@@ -71,10 +77,11 @@ class Child:
         with os.fdopen(fd, "wb") as file:
             file.write(to_json(config))
         ours, theirs = socket.socketpair()
+        fds = [listener.fileno() for listener in listeners]
         try:
             process = await asyncio.create_subprocess_exec(
-                *serve_command(Path(name), listen_fd=listener.fileno(), control_fd=theirs.fileno()),
-                pass_fds=(listener.fileno(), theirs.fileno()),
+                *serve_command(Path(name), listen_fds=fds, control_fd=theirs.fileno()),
+                pass_fds=(*fds, theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=serve_environment(os.environ),
                 start_new_session=True,  # Ctrl-C at a terminal is for control alone

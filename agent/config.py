@@ -24,6 +24,7 @@ class AgentConfig:
 
     http_host: str = "127.0.0.1"
     http_port: int = 8450  # 0: any free one
+    http_socket: str = ""  # path of a Unix socket for the same requests; empty: none
     broker_url: str = ""  # mqtt://host:port; empty: as the fleet said at enrolment
     fleet_url: str = ""  # of the fleet's device listener; empty: as the token said
     poll_s: float = 0.2  # new records are looked for so often

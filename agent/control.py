@@ -23,7 +23,7 @@ import random
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -78,7 +78,7 @@ class Control:
         config: settings.
         identity: from enrolment.
         database: of the state directory.
-        listener: the bound socket on which predictions are asked for.
+        listeners: the bound sockets on which predictions are asked for; TCP first.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Control:
         config: AgentConfig,
         identity: Identity,
         database: Database,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
     ) -> None:
-        host, port = listener.getsockname()[:2]
+        host, port = listeners[0].getsockname()[:2]
         self.http: Final = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         rng = self._rng = random.Random()
         record = identity.record
@@ -113,7 +113,7 @@ class Control:
         layout.spool.mkdir(exist_ok=True)
         self._spooler = Spooler(layout.spool, self._outbox, batch_bytes=config.batch_max_bytes)
         self._supervisor = Supervisor(
-            listener, self._serve_config(), layout.root,
+            listeners, self._serve_config(), layout.root,
             start_timeout_s=config.start_timeout_s,
             crashed=lambda: self._handle(ServeCrashed()),
             unable=lambda message: self._handle(ServeUnable(message)),

@@ -6,15 +6,16 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Final
 
 from agent.config import AgentConfig, Layout
 from agent.control import Control
 from agent.identity import load_identity
+from agent.listen import listen, listen_unix
 from agent.state import Database
 from agent.status import read_status, take_lock
-from agent.supervisor import listen
-from skerry.errors import ConflictError
+from skerry.errors import ConflictError, SkerryError
 
 __all__ = ["run_agent"]
 
@@ -35,24 +36,35 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    listener = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
+    listeners = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
     database = Database(layout.database)
     try:
-        control = Control(layout, config, identity, database, listener)
+        control = Control(layout, config, identity, database, listeners)
         print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
         await control.run(stop)
     finally:
         database.close()
-        listener.close()
+        for listener in listeners:
+            listener.close()
+        if config.http_socket:
+            Path(config.http_socket).unlink(missing_ok=True)
         os.close(lock)
 
 
-async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> socket.socket:
-    """Bind the listening socket; for a while, if a former serve has yet to give the port back."""
+async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> list[socket.socket]:
+    """Bind the listening sockets; for a while, if a former serve has yet to give them back."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return listen(config.http_host, config.http_port)
+            tcp = listen(config.http_host, config.http_port)
+            try:
+                return [
+                    tcp,
+                    *([listen_unix(Path(config.http_socket))] if config.http_socket else []),
+                ]
+            except SkerryError:
+                tcp.close()
+                raise
         except ConflictError:
             if time.monotonic() >= deadline or stop.is_set():
                 raise

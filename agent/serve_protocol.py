@@ -16,7 +16,7 @@ still for `hang_s` seconds is ended by the kernel (SIGALRM).
 
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -201,11 +201,12 @@ def frames_from_serve() -> Frames[FromServe]:
     return Frames(msgspec.msgpack.Decoder(FromServe))
 
 
-def serve_command(config_file: Path, *, listen_fd: int, control_fd: int) -> list[str]:
-    """Return the argument list of a serve process; pass both descriptors on to it."""
+def serve_command(config_file: Path, *, listen_fds: Iterable[int], control_fd: int) -> list[str]:
+    """Return the argument list of a serve process; pass every descriptor on to it."""
+    listeners = [word for fd in listen_fds for word in ("--listen-fd", str(fd))]
     return [
         sys.executable, "-m", "agent.serve", str(config_file),
-        "--listen-fd", str(listen_fd), "--control-fd", str(control_fd),
+        *listeners, "--control-fd", str(control_fd),
     ]  # fmt: skip
 
 

@@ -4,12 +4,11 @@
     crash    start again with the same slots, at growing intervals; three failures in a row
              are reported, so that an earlier release may take over
 
-The listening socket belongs to this process and is shared with the children, so that it
-outlives them. One `ensure` runs at a time; asking twice for the same is one act.
+The listening sockets belong to this process and are shared with the children, so that they
+outlive them. One `ensure` runs at a time; asking twice for the same is one act.
 """
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -20,10 +19,9 @@ import msgspec
 
 from agent.child import CONFIG_PREFIX, Child, StartFailed
 from agent.serve_protocol import Accept, Drain, ServeConfig, ServeSlot, Settings, SlotStats
-from skerry.errors import ConflictError, UsageError
 from skerry.wire import LiveStats
 
-__all__ = ["Supervisor", "listen"]
+__all__ = ["Supervisor"]
 
 log = logging.getLogger(__name__)
 
@@ -34,42 +32,11 @@ BACKLOG: Final = 256
 _NOTHING: Final = SlotStats(answered=0, errors=0)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket; nothing is accepted before the first release serves.
-
-    Raises:
-        ConflictError: the port is in use.
-        UsageError: the address is none of this machine, or the port not ours to take.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # only a listening socket shows whether the port is free; the first release listens again
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(listener.getsockname())
-            probe.listen(1)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConflictError(
-                f"expected port {port} of {host} to be free, and it is in use; "
-                "stop what listens there, or choose another with --port (0 picks a free one)"
-            ) from None
-        raise UsageError(
-            f"cannot listen on port {port} of {host}: {error.strerror}; "
-            "correct http_host, or choose another port with --port"
-        ) from None
-    return listener
-
-
 class Supervisor:
     """The serving process, and the one that follows it.
 
     Args:
-        listener: the listening socket.
+        listeners: the listening sockets.
         config: of the serving process; its slots are replaced.
         folder: where configuration files are written.
         start_timeout_s: until the models must be warm.
@@ -79,7 +46,7 @@ class Supervisor:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         config: ServeConfig,
         folder: Path,
         *,
@@ -89,7 +56,7 @@ class Supervisor:
     ) -> None:
         for left in folder.glob(f"{CONFIG_PREFIX}*"):
             left.unlink(missing_ok=True)
-        self._listener = listener
+        self._listeners = listeners
         self._config = config
         self._folder = folder
         self._start_timeout_s = start_timeout_s
@@ -167,7 +134,8 @@ class Supervisor:
             self._leave(child, timeout_s)
         while self._leaving:
             await asyncio.wait(self._leaving)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
     async def _swap(self, wanted: list[ServeSlot]) -> None:
         if self._watch is not None:
@@ -190,12 +158,13 @@ class Supervisor:
 
     async def _start(self, slots: list[ServeSlot]) -> Child:
         try:
-            self._listener.listen(BACKLOG)  # until now, clients were refused at once
+            for listener in self._listeners:
+                listener.listen(BACKLOG)  # until now, clients were refused at once
         except OSError as error:
             raise StartFailed(f"cannot listen: {error.strerror}") from None
         config = msgspec.structs.replace(self._config, slots=slots, window_s=self._window_s)
         return await Child.start(
-            config, self._folder, self._listener, timeout_s=self._start_timeout_s
+            config, self._folder, self._listeners, timeout_s=self._start_timeout_s
         )
 
     def _take_over(self, child: Child) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 import agent.child
 from agent.child import StartFailed
+from agent.listen import listen, listen_unix
 from agent.serve_protocol import ServeConfig, ServeSlot
-from agent.supervisor import Supervisor, listen
+from agent.supervisor import Supervisor
 from skerry.errors import ConflictError, UsageError
 
 FAKE = Path(__file__).parents[1] / "fakes" / "serve_child.py"
@@ -31,7 +32,7 @@ class Site:
         self.crashes = 0
         self.messages: list[str] = []
         self.supervisor = Supervisor(
-            self.listener,
+            [self.listener],
             ServeConfig("cam-1", str(folder / "spool"), [], drain_s=0.2),
             folder,
             start_timeout_s=5.0,
@@ -59,10 +60,10 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    def command(config_file: Path, *, listen_fd: int, control_fd: int) -> list[str]:
+    def command(config_file: Path, *, listen_fds: list[int], control_fd: int) -> list[str]:
         return [
             sys.executable, str(FAKE), str(config_file),
-            "--listen-fd", str(listen_fd), "--control-fd", str(control_fd),
+            "--listen-fd", str(listen_fds[0]), "--control-fd", str(control_fd),
         ]  # fmt: skip
 
     monkeypatch.setattr(agent.child, "serve_command", command)
@@ -187,3 +188,25 @@ def test_a_port_in_use_is_said_with_what_to_do() -> None:
 def test_an_address_of_another_machine_is_said_so() -> None:
     with pytest.raises(UsageError, match="cannot listen"):
         listen("203.0.113.1", 0)
+
+
+def test_a_unix_socket_is_for_user_and_group_and_replaces_one_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    listen_unix(path).close()  # as after a power cut: the name is there, nobody listens
+    with listen_unix(path) as listener:
+        assert path.stat().st_mode & 0o777 == 0o660
+        listener.listen(1)
+        with pytest.raises(ConflictError, match="somebody does"):
+            listen_unix(path)
+
+
+def test_a_unix_socket_takes_no_files_place(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    with pytest.raises(ConflictError, match="something else is there"):
+        listen_unix(path)
+    assert path.read_text() == "mine"
+    with pytest.raises(UsageError, match="at most 107 bytes"):
+        listen_unix(tmp_path / ("x" * 120))
+    with pytest.raises(UsageError, match="correct http_socket"):
+        listen_unix(tmp_path / "none" / "agent.sock")

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -302,11 +302,17 @@ class Serve:
         directory: for its configuration; the spool is `directory/spool`.
         listener: shared with the process.
         releases: what it serves.
+        also: further listening sockets.
         settings: further fields of `ServeConfig`.
     """
 
     def __init__(
-        self, directory: Path, listener: socket.socket, *releases: Release, **settings: Any
+        self,
+        directory: Path,
+        listener: socket.socket,
+        *releases: Release,
+        also: Sequence[socket.socket] = (),
+        **settings: Any,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.spool = directory / "spool"
@@ -321,13 +327,12 @@ class Serve:
         config_file.write_bytes(to_json(config))
         self.control, theirs = socket.socketpair()
         self.control.settimeout(20)
-        command = serve_command(
-            config_file, listen_fd=listener.fileno(), control_fd=theirs.fileno()
-        )
+        fds = [listener.fileno(), *(other.fileno() for other in also)]
+        command = serve_command(config_file, listen_fds=fds, control_fd=theirs.fileno())
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            pass_fds=(listener.fileno(), theirs.fileno()),
+            pass_fds=(*fds, theirs.fileno()),
             stderr=subprocess.PIPE,
             env=serve_environment(os.environ),
         )
