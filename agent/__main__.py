@@ -56,7 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="one JSON object")
     status.set_defaults(run=_status)
 
-    for command in (enrol, run, status):
+    approve = commands.add_parser("approve", help="let an update that waits be activated")
+    approve.add_argument("slot", nargs="*", help="all that have one under way, if none is named")
+    approve.add_argument(
+        "--now", action="store_true", help="also outside of the maintenance windows"
+    )
+    approve.set_defaults(run=_approve)
+
+    defer = commands.add_parser("defer", help="activate no update for a while")
+    defer.add_argument("--hours", type=float, default=24.0, help="at most 168; 0 ends it")
+    defer.set_defaults(run=_defer)
+
+    for command in (enrol, run, status, approve, defer):
         command.add_argument(
             "--state", type=Path, required=True, metavar="DIR", help="this device's directory"
         )
@@ -97,6 +108,21 @@ def _status(arguments: argparse.Namespace) -> int:
     found = collect(Layout(arguments.state))
     text = json.dumps(found, sort_keys=True) if arguments.json else describe(found)
     sys.stdout.write(text + "\n")
+    return 0
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    from agent.consent import approve
+
+    for line in approve(Layout(arguments.state), arguments.slot, at_once=arguments.now):
+        _say(line)
+    return 0
+
+
+def _defer(arguments: argparse.Namespace) -> int:
+    from agent.consent import defer
+
+    _say(defer(Layout(arguments.state), arguments.hours))
     return 0
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from agent.maintenance import parse_windows, parse_zone
 from skerry.errors import NotFoundError, UsageError
 from skerry.toml import MAX_TOML_BYTES, from_toml
 
@@ -49,6 +50,9 @@ class AgentConfig:
     patches: bool = True  # of files that are here already, where a release comes with them
     patch_timeout_s: float = 300.0  # to make a file of one
     disk_reserve_bytes: int = 64 << 20  # free space that a download leaves
+    consent: str = "auto"  # ask: every activation waits for `skerry-agent approve`
+    update_windows: str = ""  # when a release may be activated; empty: at any time
+    time_zone: str = ""  # of the windows, such as Europe/Berlin; empty: the system's
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -63,6 +67,9 @@ class AgentConfig:
                      "verify_timeout_s", "download_timeout_s", "download_max_bytes", "patch_timeout_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")
+        if self.consent not in {"auto", "ask"}:
+            raise UsageError(f"expected consent auto or ask, got {self.consent!r}")
+        _ = parse_windows(self.update_windows), parse_zone(self.time_zone)
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise UsageError(
                 f"expected log_level debug, info, warning or error, got {self.log_level!r}"
@@ -104,6 +111,11 @@ class Layout:
     def status(self) -> Path:
         """What a look from outside sees; not needed to go on."""
         return self.root / "status.json"
+
+    @property
+    def consent(self) -> Path:
+        """What people at the device have approved or deferred."""
+        return self.root / "consent.json"
 
     @property
     def lock(self) -> Path:

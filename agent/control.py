@@ -36,6 +36,7 @@ from agent.facts import (
     DesiredArrived,
     Event,
     ProbationObserved,
+    Restarted,
     ServeCrashed,
     ServeUnable,
     Ticked,
@@ -45,6 +46,7 @@ from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory
 from agent.mqtt import Link, LinkConfig, parse_broker_url
 from agent.outbox import Outbox
+from agent.permission import Permission
 from agent.renewal import Keeper
 from agent.serve_protocol import ServeConfig
 from agent.slots import Slots
@@ -130,6 +132,7 @@ class Control:
             handle=self._handle,
             report=self._report,
             rng=rng,
+            permits=Permission(config, layout.consent, self._trust.wall_clock).hold,
         )  # fmt: skip
         self._machine = Machine(self._load_state(), database, self._installer)
         self._uplink = Uplink(
@@ -151,6 +154,7 @@ class Control:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set; then end within five seconds."""
         self._spooler.look()
+        self._handle(Restarted())
         self._installer.begin_serving()
         self._machine.resume()
         try:

@@ -20,9 +20,10 @@ from agent.facts import (
     RollBack,
     Stage,
     Verify,
+    Wait,
 )
 from skerry.profile import Inventory
-from skerry.states import AssignmentState
+from skerry.states import ASSIGNMENT_WAITS, AssignmentState
 from skerry.trust import Floor
 from skerry.wire import AssignmentReport, Reported, SlotDesired, Step
 
@@ -39,12 +40,14 @@ __all__ = [
     "doing",
     "effect_of",
     "kept_bundles",
+    "name_of",
     "pending",
     "reported",
     "serving",
 ]
 
 _A = AssignmentState
+WAITS: Final = frozenset(state.value for state in ASSIGNMENT_WAITS)
 
 
 class Doing(StrEnum):
@@ -54,6 +57,7 @@ class Doing(StrEnum):
     VERIFYING = "verifying"
     DOWNLOADING = "downloading"
     STAGING = "staging"
+    WAITING = "waiting"
     ACTIVATING = "activating"
     PROBATION = "probation"
     ROLLING_BACK = "rolling_back"
@@ -82,8 +86,10 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     path: list[Step]
     release: Release | None = None  # what is being installed, once it is verified
     variants: list[str] = []  # still to be tried, best first
-    crashes: int = 0  # of serve, since it was activated
+    crashes: int = 0  # of serve or of the whole agent, since it was activated
     ending: Ending | None = None  # set while the slot returns to what was committed
+    note: str = ""  # code of what keeps it from getting on, which is no failure
+    note_message: str = ""
 
     @property
     def state(self) -> AssignmentState:
@@ -95,6 +101,14 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
         """When it entered its state, Unix seconds."""
         return self.path[-1].at
 
+    def spent_s(self, now: float) -> float:
+        """Return for how long it has been under way, without what it waited for leave."""
+        ends = [step.at for step in self.path[1:]] + [now]
+        waited = sum(
+            end - step.at for step, end in zip(self.path, ends, strict=True) if step.state in WAITS
+        )
+        return now - self.path[0].at - waited
+
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
     """One slot: what is committed, what was before, what is under way, what comes next."""
@@ -102,6 +116,7 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     current: Release | None = None
     previous: Release | None = None
+    good: Release | None = None  # the last that served for a good while without a crash
     work: Work | None = None
     next: SlotDesired | None = None  # begins when the slot has returned
     begun: str = ""  # the last assignment ever begun, with its attempt
@@ -129,6 +144,11 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: list[Ended] = []
 
 
+def name_of(want: SlotDesired) -> str:
+    """Return the name under which an assignment is begun at most once per attempt."""
+    return f"{want.assignment_id}#{want.attempt}"
+
+
 def doing(slot: Slot) -> Doing:
     """Return what a slot is busy with."""
     if slot.work is None:
@@ -140,6 +160,8 @@ _DOING: Final = {
     _A.NOTIFIED: Doing.VERIFYING,
     _A.DOWNLOADING: Doing.DOWNLOADING,
     _A.VERIFIED: Doing.STAGING,
+    _A.WAITING_WINDOW: Doing.WAITING,
+    _A.WAITING_CONSENT: Doing.WAITING,
     _A.ACTIVATING: Doing.ACTIVATING,
     _A.PROBATION: Doing.PROBATION,
 }
@@ -200,6 +222,8 @@ def effect_of(state: State, slot: Slot) -> EffectItem | None:
             return Download(name, key, release)
         case Doing.STAGING:
             return Stage(name, key, release, work.variants[0])
+        case Doing.WAITING:
+            return Wait(name, key, work.want)
         case Doing.ACTIVATING:
             return Activate(name, key, release)
         case Doing.PROBATION:
@@ -216,6 +240,8 @@ def assignment_report(slot: Slot, work: Work) -> AssignmentReport:
         state=work.state.value,
         path=work.path,
         variant=variant or None,
+        code=work.note or None,
+        message=work.note_message or None,
     )
 
 
@@ -224,6 +250,8 @@ def kept_bundles(state: State) -> list[str]:
     releases = (
         release
         for slot in state.slots.values()
-        for release in (slot.current, slot.previous, slot.work.release if slot.work else None)
-    )
+        for release in (
+            slot.current, slot.previous, slot.good, slot.work.release if slot.work else None
+        )
+    )  # fmt: skip
     return sorted({release.ref.bundle for release in releases if release is not None})

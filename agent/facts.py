@@ -21,12 +21,15 @@ __all__ = [
     "Event",
     "Failed",
     "FleetTimeHeard",
+    "Held",
+    "Noted",
     "Observe",
     "ProbationObserved",
     "Refreshed",
     "Rejected",
     "Release",
     "Report",
+    "Restarted",
     "Restore",
     "RollBack",
     "RolledBack",
@@ -35,10 +38,12 @@ __all__ = [
     "SmokeFailed",
     "Stage",
     "Staged",
+    "Steadied",
     "Ticked",
     "Unfit",
     "Verified",
     "Verify",
+    "Wait",
 ]
 
 
@@ -99,6 +104,23 @@ class ServeUnable(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Restarted(msgspec.Struct, frozen=True, tag=True):
+    """The agent has started, with a state that another one saved."""
+
+
+class Steadied(msgspec.Struct, frozen=True, tag=True):
+    """What is committed has served for a good while without a crash."""
+
+
+class Noted(msgspec.Struct, frozen=True, tag=True):
+    """Why an assignment does not get on at the moment; nothing has failed."""
+
+    slot: str
+    assignment_id: str
+    code: str  # empty: it gets on again
+    message: str
+
+
 class Verified(msgspec.Struct, frozen=True, tag=True):
     """Director and catalog metadata are valid by TUF; this is what they say."""
 
@@ -137,11 +159,24 @@ class Downloaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Staged(msgspec.Struct, frozen=True, tag=True):
-    """This variant ran and agreed with the golden set."""
+    """This variant ran, agreed with the golden set, and is the best here."""
 
     slot: str
     assignment_id: str
     variant: str
+    hold: str = ""  # what it has to wait for, as in `Held`
+    code: str = ""
+    message: str = ""
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """The device does not permit the activation yet."""
+
+    slot: str
+    assignment_id: str
+    hold: str  # window or consent
+    code: str
+    message: str
 
 
 class SmokeFailed(msgspec.Struct, frozen=True, tag=True):
@@ -193,11 +228,15 @@ Event = (
     | Ticked
     | ServeCrashed
     | ServeUnable
+    | Restarted
+    | Steadied
+    | Noted
     | Verified
     | Rejected
     | Unfit
     | Downloaded
     | Staged
+    | Held
     | SmokeFailed
     | Activated
     | ProbationObserved
@@ -232,6 +271,14 @@ class Stage(msgspec.Struct, frozen=True, tag=True):
     assignment_id: str
     release: Release
     variant: str
+
+
+class Wait(msgspec.Struct, frozen=True, tag=True):
+    """Wait until the device permits it, then verify again: `Held`, at last `Verified` or `Rejected`."""
+
+    slot: str
+    assignment_id: str
+    want: SlotDesired
 
 
 class Activate(msgspec.Struct, frozen=True, tag=True):
@@ -277,4 +324,6 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     version: int
 
 
-EffectItem = Verify | Download | Stage | Activate | Observe | RollBack | Restore | Discard | Report
+EffectItem = (
+    Verify | Download | Stage | Wait | Activate | Observe | RollBack | Restore | Discard | Report
+)

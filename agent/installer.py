@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from agent.bundle_files import BundleFiles
 from agent.child import StartFailed
-from agent.device_state import Doing, State, doing, serving
+from agent.device_state import Doing, Slot, State, doing, serving
 from agent.facts import (
     Activate,
     Activated,
@@ -25,6 +25,7 @@ from agent.facts import (
     EffectItem,
     Event,
     Failed,
+    Held,
     Observe,
     ProbationObserved,
     Rejected,
@@ -40,7 +41,9 @@ from agent.facts import (
     Unfit,
     Verified,
     Verify,
+    Wait,
 )
+from agent.permission import Hold
 from agent.smoke_run import smoke_run
 from agent.supervisor import Supervisor
 from agent.verify_protocol import VerifyAnswer
@@ -58,6 +61,7 @@ __all__ = ["Installer"]
 log = logging.getLogger(__name__)
 
 OBSERVE_S: Final = 0.5
+PERMIT_S: Final = 2.0  # consent and windows are looked at so often
 RETRY_BASE_S: Final = 0.5
 RETRY_CAP_S: Final = 60.0
 STARTING: Final = ""  # no slot's name
@@ -75,6 +79,7 @@ class Installer:
         handle: takes an event in.
         report: tells the fleet the reported state.
         rng: for the jitter of retries.
+        permits: says why a slot's candidate may not be activated now, None if it may.
     """
 
     def __init__(
@@ -87,7 +92,9 @@ class Installer:
         handle: Callable[[Event], None],
         report: Callable[[], None],
         rng: random.Random,
+        permits: Callable[[Slot], Hold | None] = lambda _: None,
     ) -> None:
+        self._permits = permits
         self._files = files
         self._supervisor = supervisor
         self._verifier = verifier
@@ -143,17 +150,21 @@ class Installer:
             match effect:
                 case Stage(slot, id, _, variant):
                     self._handle(SmokeFailed(slot, id, variant, "internal", repr(error)))
+                case Wait(slot, id):
+                    self._handle(Rejected(slot, id, "internal", repr(error)))
                 case Verify(slot, id) | Download(slot, id) | Activate(slot, id):
                     self._handle(Failed(slot, id, "internal", repr(error)))
 
     async def _act(self, effect: EffectItem) -> None:
         match effect:
             case Verify():
-                await self._verify(effect)
+                self._handle(await self._verified(effect))
             case Download():
                 await self._download(effect)
             case Stage():
                 await self._stage(effect)
+            case Wait():
+                await self._wait(effect)
             case Activate():
                 await self._activate(effect)
             case Observe():
@@ -164,20 +175,35 @@ class Installer:
             case Restore():
                 await self._settle()
 
-    async def _verify(self, effect: Verify) -> None:
+    async def _verified(self, effect: Verify) -> Event:
         answer = await self._persist(lambda: self._verifier(effect))
         slot, id = effect.slot, effect.assignment_id
         if isinstance(answer, SkerryError):
-            self._handle(Failed(slot, id, "verifier_failed", str(answer)))
-        elif answer.assigned is None or answer.released is None:
-            self._handle(Rejected(slot, id, answer.code, answer.message))
-        else:
-            self._handle(
-                Verified(
-                    slot, id, answer.assigned, answer.released, answer.metadata,
-                    sorted(answer.message_keys), answer.until,
-                )
-            )  # fmt: skip
+            return Failed(slot, id, "verifier_failed", str(answer))
+        if answer.assigned is None or answer.released is None:
+            return Rejected(slot, id, answer.code, answer.message)
+        return Verified(
+            slot, id, answer.assigned, answer.released, answer.metadata,
+            sorted(answer.message_keys), answer.until,
+        )  # fmt: skip
+
+    async def _wait(self, effect: Wait) -> None:
+        """Wait for leave, and verify again: metadata may have expired, or been withdrawn."""
+        slot, id = effect.slot, effect.assignment_id
+        while True:
+            state = self._state()
+            hold = self._permits(state.slots[slot])
+            if hold is not None:
+                self._handle(Held(slot, id, hold.kind, hold.code, hold.message))
+                await asyncio.sleep(PERMIT_S)
+                continue
+            found = await self._verified(Verify(slot, id, effect.want, state.director))
+            if isinstance(found, Failed):
+                log.warning("%s: cannot verify what has waited: %s", slot, found.message)
+                await self._pause(TRIES)
+            elif self._permits(self._state().slots[slot]) is None or isinstance(found, Rejected):
+                self._handle(found)
+                return
 
     async def _download(self, effect: Download) -> None:
         slot, id, release = effect.slot, effect.assignment_id, effect.release
@@ -206,7 +232,9 @@ class Installer:
         if result.ok:
             log.info("%s: variant %s runs, %.0f us a row, %.1f%% of golden rows differ",
                      slot, variant, result.run_us, 100 * result.disagree)  # fmt: skip
-            self._handle(Staged(slot, id, variant))
+            hold = self._permits(self._state().slots[slot])
+            held = () if hold is None else (hold.kind, hold.code, hold.message)
+            self._handle(Staged(slot, id, variant, *held))
         else:
             log.warning("%s: variant %s: %s (%s)", slot, variant, result.message, result.code)
             self._handle(SmokeFailed(slot, id, variant, result.code, result.message))

@@ -43,6 +43,7 @@ MAX_TIMESTAMP_BYTES: Final = 4 << 10
 MAX_ROOT_BYTES: Final = 16 << 10
 SETTLE_S: Final = 1.0  # an assignment's own verification goes first
 MAX_CLOCK_OFF_S: Final = 60
+UNSET: Final = 1_735_689_600.0  # 2025 began; a clock that shows less was never set
 DOUBT_S: Final = 60.0  # a later root is looked for so often at most
 MAX_WAITS: Final = 16  # times as long between looks, while what is there is refused
 
@@ -93,6 +94,18 @@ class Trust:
     def now(self) -> float:
         """Return Unix seconds by the device's time."""
         return self.clock.now(self._state().floor)
+
+    def wall_clock(self) -> float | None:
+        """Return Unix seconds for what goes by the time of day, None where nobody knows them.
+
+        What the fleet has proved counts before the system's clock, which may be ahead. A clock
+        that is behind what was once proved, or in a year before this program, is not set.
+        """
+        proven = self.clock.proven()
+        if proven is not None:
+            return proven.at
+        own = self.clock.own()
+        return own if own >= max(self._state().floor.time, UNSET) else None
 
     def heard(self, ack: Ack, payload: bytes) -> None:
         """Take in the time of a verified ack, if it answers our nonce."""

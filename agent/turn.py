@@ -20,13 +20,14 @@ from agent.device_state import (
     doing,
     effect_of,
     kept_bundles,
+    name_of,
 )
 from agent.facts import Discard, EffectItem, Report
 from skerry.states import ASSIGNMENT, AssignmentState, Effect, advance
 from skerry.trust import Floor, SignedTime, standing_floor, standing_times
 from skerry.wire import SlotDesired, Step
 
-__all__ = ["Turn", "name_of"]
+__all__ = ["Turn"]
 
 MAX_ENDED: Final = 32  # last words kept until the fleet has them
 TIME_STEP_S: Final = 3600.0  # the floor of time rises in steps, so that it is seldom written
@@ -114,7 +115,15 @@ class Turn:
         path = list(work.path)
         for new in states:
             path.append(Step(advance(ASSIGNMENT, AssignmentState(path[-1].state), new), self.now))
-        return msgspec.structs.replace(work, path=path)
+        return msgspec.structs.replace(work, path=path, note="", note_message="")
+
+    def note(self, slot: Slot, work: Work, code: str, message: str) -> None:
+        """Say why an assignment does not get on, if that is news."""
+        message = message[:MAX_MESSAGE]
+        if (code, message) != (work.note, work.note_message):
+            work = msgspec.structs.replace(work, note=code, note_message=message)
+            self.put(msgspec.structs.replace(slot, work=work))
+            self._reports = True
 
     def enter(self, slot: Slot, work: Work, *states: AssignmentState) -> None:
         """Move an assignment along the table, and act on where it stands now."""
@@ -171,6 +180,10 @@ class Turn:
             if then is not None:
                 self.begin(slot, then)
 
+    def discard(self) -> None:
+        """Let go of bundles that are no longer kept."""
+        self._discards = True
+
     def report(self) -> None:
         """Let the fleet know, in a new version of `reported`."""
         self._reports = True
@@ -187,8 +200,3 @@ class Turn:
 
 def _highest(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
     return {name: max(old.get(name, 0), new.get(name, 0)) for name in sorted({*old, *new})}
-
-
-def name_of(want: SlotDesired) -> str:
-    """Return the name under which an assignment is begun at most once per attempt."""
-    return f"{want.assignment_id}#{want.attempt}"

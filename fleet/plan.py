@@ -49,7 +49,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     stages: tuple[StagePlan, ...] = (StagePlan("all"),)
     probation: Probation = Probation()
     on_failure: Literal["rollback", "pause"] = "rollback"
-    assignment_timeout_s: float = 3600.0  # from notified to an end
+    assignment_timeout_s: float = 3600.0  # from notified to an end, without what is waited below
+    waiting_timeout_s: float = 14 * 86400.0  # for a device's consent or maintenance window
     needs_approval: bool = False
     start_at: float = 0.0
 
@@ -110,6 +111,7 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     back: AssignmentState | None = None
     back_at: float = 0.0
     current: bool = True
+    waited_until: float = 0.0  # when it went on after it had waited for the device's leave
 
 
 def check_plan(plan: Plan, selected: int) -> Plan:
@@ -129,6 +131,7 @@ def check_plan(plan: Plan, selected: int) -> Plan:
     if len(set(names)) < len(names):
         raise UsageError(f"expected stages of different names, got {', '.join(names)}")
     _positive(plan.assignment_timeout_s, "assignment_timeout_s")
+    _positive(plan.waiting_timeout_s, "waiting_timeout_s")
     for stage in plan.stages:
         _check_stage(stage)
     last = plan.stages[-1]

@@ -10,19 +10,31 @@ from typing import Final
 from fleet.decisions import AssignmentTo, Decision, RollBack, RolloutTo
 from fleet.plan import Assignment, Rollout
 from fleet.tally import NOBODY, Absent, in_words
-from skerry.states import ASSIGNMENT_ENDS, AssignmentState, DeviceState, RolloutState
+from skerry.states import (
+    ASSIGNMENT_ENDS,
+    ASSIGNMENT_WAITS,
+    AssignmentState,
+    DeviceState,
+    RolloutState,
+)
 
 __all__ = ["leave", "return_all", "time_out", "withdraw"]
 
 
 def time_out(rollout: Rollout, assignments: Mapping[str, Assignment], now: float) -> list[Decision]:
     """Return what ends and takes back the assignments that took too long (rule 2)."""
-    limit = rollout.plan.assignment_timeout_s
+    limit, patience = rollout.plan.assignment_timeout_s, rollout.plan.waiting_timeout_s
     made: list[Decision] = []
     for known in _ordered(rollout, assignments):
         if known.state is AssignmentState.QUEUED or known.state in ASSIGNMENT_ENDS:
             continue
-        silent_s = now - known.notified_at
+        if known.state in ASSIGNMENT_WAITS:
+            waited_s = now - known.notified_at
+            if waited_s >= patience:
+                reason = f"{known.state} for {waited_s:.0f} s, the plan waits {patience:g} s"
+                made += _take_back(known, AssignmentState.CANCELED, reason)
+            continue
+        silent_s = now - max(known.notified_at, known.waited_until)
         if silent_s >= limit:
             reason = (
                 f"{known.state} {silent_s:.0f} s after it was notified, the limit is {limit:g} s"
@@ -104,8 +116,8 @@ def return_all(
         asked = known.back is not None
         if not asked and known.state in ASSIGNMENT_ENDS:
             made.append(RollBack(known.device, known.previous, rollout.reason))
-        elif known.back in _BACK and known.state is AssignmentState.COMMITTED:
-            reason = f"returned to {known.previous or 'nothing'}: {rollout.reason}"
+        elif known.back in _BACK and known.state is AssignmentState.COMMITTED and known.previous:
+            reason = f"returned to {known.previous}: {rollout.reason}"
             made.append(AssignmentTo(known.device, AssignmentState.ROLLED_BACK, reason))
         elif known.device in absent:
             continue  # it finds what it ran before if it comes back
@@ -118,10 +130,14 @@ def return_all(
             waiting = True
     if made or waiting:
         return made
-    returned = sum(known.back in _BACK for known in touched)
+    # a slot is never emptied: what was the first release in it goes on serving
+    keep = sum(known.state is AssignmentState.COMMITTED and not known.previous for known in touched)
+    returned = sum(known.back in _BACK for known in touched) - keep
     reason = f"{rollout.reason}; {returned} of {in_words(len(touched))} returned"
-    if returned < len(touched):
-        reason += f", {len(touched) - returned} did not confirm"
+    if keep:
+        reason += f", {keep} keep it, for nothing ran there before"
+    if returned + keep < len(touched):
+        reason += f", {len(touched) - returned - keep} did not confirm"
     return [RolloutTo(RolloutState.ROLLED_BACK, reason, now)]
 
 

@@ -10,7 +10,8 @@ The rules, in order:
 1.  Only `committed` is success: the new model answered live requests in probation.
 2.  A device that has not reached an end `assignment_timeout_s` after it was notified has
     failed as `timed_out`, and is told to go back, so that it never installs a dead
-    release when it returns.
+    release when it returns. A device that waits for its own consent or maintenance window has
+    not failed: the limit does not run meanwhile, and after `waiting_timeout_s` it is withdrawn.
 3.  Stages go one after the other. A stage takes its devices when it becomes active, in
     the rollout's order, and keeps them. Devices that match the selector later join the
     last stage only.
@@ -33,7 +34,8 @@ The rules, in order:
 10. Aborting withdraws what is under way and keeps what is committed. Rolling back also
     returns every committed device to what it ran before, and is done when each has said
     so, or has not for `assignment_timeout_s`. A return that fails is asked for again; a
-    silent device finds it in its `desired` when it comes back.
+    silent device finds it in its `desired` when it comes back. A device on which nothing ran
+    before keeps what it has committed: a slot is never emptied.
 11. A device that another rollout has meanwhile taken over is left alone.
 12. A device that is not accepted any more is told nothing, not waited for, and counts neither way:
     what it had under way ends as `decommissioned`, or as `canceled` where it may come back; then it

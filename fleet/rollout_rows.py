@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Row, and_, func, select
 
 from fleet.database import upsert
 from fleet.plan import Assignment, Rollout
-from fleet.schema import assignments, desired, devices, rollouts
+from fleet.schema import assignments, desired, devices, rollouts, steps
 from skerry.canonical import from_json, from_msgpack, to_json, to_msgpack
 from skerry.errors import NotFoundError
-from skerry.states import AnalysisState, AssignmentState, DeviceState
+from skerry.states import ASSIGNMENT_WAITS, AnalysisState, AssignmentState, DeviceState
 from skerry.wire import SlotDesired
 
 __all__ = [
@@ -107,19 +107,49 @@ def load_assignments(connection: Connection, rollout_id: str) -> dict[str, Assig
             )
         )
     }
+    waited = _waited_until(connection, rollout_id)
     return {
-        device: _assignment(row, back.get(row.assignment), holder[device, row.slot] == rollout_id)
+        device: _assignment(
+            row,
+            back.get(row.assignment),
+            holder[device, row.slot] == rollout_id,
+            waited.get(row.assignment, 0.0),
+        )
         for device, row in forward.items()
     }
 
 
-def _assignment(row: Row[Any], back: Row[Any] | None, current: bool) -> Assignment:
+def _waited_until(connection: Connection, rollout_id: str) -> dict[str, float]:
+    """Return when the assignments under way that had waited for their device's leave went on."""
+    table = assignments
+    query = (
+        select(steps.c.assignment, steps.c.state, steps.c.stored_at)
+        .join(table, table.c.assignment == steps.c.assignment)
+        .where(
+            table.c.rollout == rollout_id,
+            table.c.state.in_([AssignmentState.ACTIVATING, AssignmentState.PROBATION]),
+            steps.c.state.in_([AssignmentState.ACTIVATING, *sorted(ASSIGNMENT_WAITS)]),
+        )
+    )
+    rows = connection.execute(query).all()
+    waited = {row.assignment for row in rows if row.state in ASSIGNMENT_WAITS}
+    return {
+        row.assignment: row.stored_at
+        for row in rows
+        if row.assignment in waited and row.state == AssignmentState.ACTIVATING
+    }
+
+
+def _assignment(
+    row: Row[Any], back: Row[Any] | None, current: bool, waited_until: float
+) -> Assignment:
     return Assignment(
         assignment_id=row.assignment,
         device=row.device,
         state=AssignmentState(row.state),
         attempt=row.attempt,
         notified_at=row.notified_at or 0.0,
+        waited_until=waited_until,
         previous=row.previous,
         phase=row.phase or "",
         code=row.code or "",

@@ -13,6 +13,7 @@ from fleet.plan import Assignment, Stage
 from skerry.states import (
     ASSIGNMENT_ENDS,
     ASSIGNMENT_FAILURES,
+    ASSIGNMENT_WAITS,
     AssignmentState,
     DeviceState,
     StageState,
@@ -37,6 +38,7 @@ class Tally(msgspec.Struct, frozen=True):
     left_out: list[str]  # neither way: had it, cannot run it, withdrawn, absent (rules 4, 12)
     under_way: list[str]
     why: dict[str, str]  # of the failed ones
+    waiting: list[str] = []  # of those under way: for their consent or maintenance window
 
     @property
     def asked(self) -> int:
@@ -59,13 +61,14 @@ class Tally(msgspec.Struct, frozen=True):
         if self.left_out:
             parts.append(f"{len(self.left_out)} left out")
         if self.under_way:
-            parts.append(f"{len(self.under_way)} under way")
+            wait = f", of which {len(self.waiting)} wait for leave" if self.waiting else ""
+            parts.append(f"{len(self.under_way)} under way{wait}")
         return ", ".join(parts)
 
 
 def count(stage: Stage, assignments: Mapping[str, Assignment], absent: Absent = NOBODY) -> Tally:
     """Return what came of a stage's devices (rules 1, 2, 4 and 12)."""
-    tally = Tally([], [], [], [], [], {})
+    tally = Tally([], [], [], [], [], {}, [])
     for device in stage.devices:
         known = assignments.get(device)
         if known is None:
@@ -83,6 +86,8 @@ def count(stage: Stage, assignments: Mapping[str, Assignment], absent: Absent = 
             tally.left_out.append(device)
         else:
             tally.under_way.append(device)
+            if known.state in ASSIGNMENT_WAITS:
+                tally.waiting.append(device)
     return tally
 
 

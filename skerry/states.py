@@ -16,6 +16,7 @@ __all__ = [
     "ASSIGNMENT",
     "ASSIGNMENT_ENDS",
     "ASSIGNMENT_FAILURES",
+    "ASSIGNMENT_WAITS",
     "DEVICE",
     "ROLLOUT",
     "ROLLOUT_ENDS",
@@ -205,6 +206,8 @@ ASSIGNMENT_ENDS: Final = frozenset(
         _A.DECOMMISSIONED,
     }
 )
+# the device is ready and will go on by itself: no failure, and no part of any time limit
+ASSIGNMENT_WAITS: Final = frozenset({_A.WAITING_WINDOW, _A.WAITING_CONSENT})
 ASSIGNMENT_FAILURES: Final = frozenset({_A.FAILED, _A.REJECTED, _A.ROLLED_BACK, _A.TIMED_OUT})
 
 _V = AnalysisState

@@ -17,17 +17,24 @@ from agent.facts import (
     EffectItem,
     Event,
     Observe,
+    Rejected,
     Report,
     RollBack,
+    Stage,
+    Staged,
     Verify,
+    Wait,
 )
 from agent.installer import Installer
+from agent.permission import Hold
+from agent.serve_protocol import SmokeResult
 from agent.verify_protocol import VerifyAnswer
 from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UnreachableError
 from skerry.wire import LiveStats
 from tests.fakes.assignments import SLOT, Bench, desired, verified, want, way
 
 Step = Exception | Any
+CLOSED = Hold("window", "window_closed", "not yet")
 
 
 class Site:
@@ -233,3 +240,67 @@ async def test_everything_under_way_ends_when_it_is_stopped() -> None:
     await site.installer.stop()
     assert site.installer._tasks[SLOT][1].cancelled()
     assert site.events == []
+
+
+# --- waiting for leave ------------------------------------------------------------------------------
+
+
+def waiting_site(monkeypatch: pytest.MonkeyPatch) -> tuple[Site, Wait, list[Hold | None]]:
+    """A site that waits; the list says what is permitted at the next looks, its last entry for good."""
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.take(desired(2, want("b", 2)), *way("b", 2)[:2], Staged(SLOT, "b", "int8", "window"))
+    site = Site(bench.state)
+    holds: list[Hold | None] = [None]
+    monkeypatch.setattr(agent.installer, "PERMIT_S", 0.001)
+    site.installer._permits = lambda _: holds.pop(0) if len(holds) > 1 else holds[0]
+    return site, Wait(SLOT, "b", want("b", 2)), holds
+
+
+def answer(**fields: Any) -> VerifyAnswer:
+    fact = verified("b", 2)
+    return VerifyAnswer(
+        **{"assigned": fact.assigned, "released": fact.released, "metadata": {}, **fields}
+    )
+
+
+async def test_what_waited_is_verified_again_before_it_is_activated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site, effect, holds = waiting_site(monkeypatch)
+    holds[:] = [CLOSED, CLOSED, None]
+    site.script = {"verifier": [answer()]}
+    events = await site.run(effect)
+    assert [type(event).__name__ for event in events] == ["Held", "Held", "Verified"]
+
+
+async def test_a_window_that_closes_during_the_verification_holds_it_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site, effect, holds = waiting_site(monkeypatch)
+    holds[:] = [None, CLOSED, CLOSED, None]
+    site.script = {"verifier": [AWAY, answer()]}
+    events = await site.run(effect)
+    assert [type(event).__name__ for event in events] == ["Held", "Verified"]
+
+
+async def test_what_was_withdrawn_while_it_waited_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site, effect, _ = waiting_site(monkeypatch)
+    site.script = {"verifier": [answer(assigned=None, code="expired", message="too old")]}
+    (event,) = await site.run(effect)
+    assert isinstance(event, Rejected)
+    assert event.code == "expired"
+
+
+async def test_a_staged_release_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, effect = site_at(Stage)
+    site.installer._permits = lambda _: CLOSED
+
+    async def fine(*_: object) -> SmokeResult:
+        return SmokeResult(ok=True, code="ok", message="")
+
+    monkeypatch.setattr(agent.installer, "smoke_run", fine)
+    (event,) = await site.run(effect)
+    assert event == Staged(SLOT, "b", "int8", "window", "window_closed", "not yet")

@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,14 @@ from agent.facts import (
     Event,
     Failed,
     FleetTimeHeard,
+    Held,
+    Noted,
     Observe,
     ProbationObserved,
     Refreshed,
     Rejected,
     Report,
+    Restarted,
     Restore,
     RollBack,
     ServeCrashed,
@@ -28,9 +32,11 @@ from agent.facts import (
     SmokeFailed,
     Stage,
     Staged,
+    Steadied,
     Ticked,
     Unfit,
     Verify,
+    Wait,
 )
 from agent.probation import judge
 from agent.update import step
@@ -70,13 +76,19 @@ def bench_at(wanted: Doing) -> Bench:
     if wanted is Doing.IDLE:
         return bench
     bench.take(desired(2, want("b", 2)))
-    if wanted is Doing.ROLLING_BACK:
+    if wanted is Doing.WAITING:
+        bench.take(*way("b", 2)[:2], staged_and_held())
+    elif wanted is Doing.ROLLING_BACK:
         bench.take(*way("b", 2)[:3], Failed(SLOT, "b", "serve_failed", "it crashed"))
     else:
         bench.take(*way("b", 2)[: HALF_WAY[wanted]]) if HALF_WAY[wanted] else None
     assert doing(bench.state.slots[SLOT]) is wanted
     bench.log.clear()
     return bench
+
+
+def staged_and_held(id: str = "b", hold: str = "window") -> Staged:
+    return Staged(SLOT, id, "int8", hold, f"{hold}_closed", "not yet")
 
 
 def outcomes(id: str) -> list[Event]:
@@ -87,6 +99,7 @@ def outcomes(id: str) -> list[Event]:
         Unfit(SLOT, id, "no variant"),
         SmokeFailed(SLOT, id, "int8", "golden_mismatch", "differs"),
         Failed(SLOT, id, "internal", "it broke"),
+        Held(SLOT, id, "consent", "consent_needed", "ask"),
         rolled_back(id),
     ]
 
@@ -102,6 +115,9 @@ EXPECTED = {
     (Doing.DOWNLOADING, "Failed"): Doing.IDLE,
     (Doing.STAGING, "Staged"): Doing.ACTIVATING,
     (Doing.STAGING, "SmokeFailed"): Doing.STAGING,
+    (Doing.WAITING, "Held"): Doing.WAITING,
+    (Doing.WAITING, "Verified"): Doing.ACTIVATING,
+    (Doing.WAITING, "Rejected"): Doing.IDLE,
     (Doing.ACTIVATING, "Activated"): Doing.PROBATION,
     (Doing.ACTIVATING, "Failed"): Doing.ROLLING_BACK,
     (Doing.PROBATION, "ProbationObserved"): Doing.IDLE,
@@ -335,6 +351,130 @@ def test_a_deadline_in_probation_rolls_back_first() -> None:
     assert (report.state, report.effect) == ("timed_out", "rolled_back")
 
 
+# --- waiting for leave ------------------------------------------------------------------------
+
+
+def test_what_is_not_permitted_waits_and_says_why() -> None:
+    bench = bench_at(Doing.STAGING)
+    effects = bench.take(staged_and_held())
+    assert [type(effect) for effect in effects] == [Wait, Report]
+    *_, report = reported(bench.state, Inventory()).assignments
+    assert (report.state, report.code, report.message) == (
+        "waiting_window", "window_closed", "not yet",
+    )  # fmt: skip
+    assert serving(bench.state)[SLOT].ref.bundle == "sha256:" + digest(1)
+    # the same once more is no news, another reason is, and another kind is another state
+    held = Held(SLOT, "b", "window", "window_closed", "not yet")
+    assert bench.take(held) == []
+    assert [type(e) for e in bench.take(Held(SLOT, "b", "window", "clock_unset", "?"))] == [Report]
+    bench.take(Held(SLOT, "b", "consent", "consent_needed", "ask"))
+    *_, report = reported(bench.state, Inventory()).assignments
+    assert (report.state, report.code) == ("waiting_consent", "consent_needed")
+    bench.take(verified("b", 2))
+    *_, report = reported(bench.state, Inventory()).assignments
+    assert (report.state, report.code) == ("activating", None)
+
+
+def test_a_release_that_was_withdrawn_meanwhile_is_not_activated() -> None:
+    bench = bench_at(Doing.WAITING)
+    bench.take(verified("b", 2, metadata={"director/timestamp": 0}))
+    assert bench.state.ended[-1].report.code == "metadata_below_floor"
+    assert bench.last_word() == "rejected"
+    assert serving(bench.state)[SLOT].ref.bundle == "sha256:" + digest(1)
+
+
+def test_waiting_is_no_part_of_the_deadline() -> None:
+    bench = bench_at(Doing.WAITING)
+    assert bench.take(Ticked(), after=90 * 86_400.0) == []
+    bench.take(verified("b", 2))
+    assert bench.take(Ticked(), after=580.0) == []
+    effect, _ = bench.take(Ticked(), after=20.0)
+    assert isinstance(effect, RollBack)
+
+
+def test_one_who_goes_back_and_forth_for_ever_has_a_bounded_path() -> None:
+    bench = bench_at(Doing.WAITING)
+    for _ in range(100):
+        bench.take(Held(SLOT, "b", "consent", "deferred", "not now"))
+        bench.take(Held(SLOT, "b", "window", "window_closed", "not yet"))
+    work = bench.state.slots[SLOT].work
+    assert work is not None
+    assert len(work.path) == 64
+    bench.take(verified("b", 2))
+    assert doing(bench.state.slots[SLOT]) is Doing.ACTIVATING
+
+
+@pytest.mark.parametrize("where", [Doing.VERIFYING, Doing.DOWNLOADING, Doing.STAGING])
+def test_what_keeps_an_assignment_from_getting_on_is_told_once(where: Doing) -> None:
+    bench = bench_at(where)
+    note = Noted(SLOT, "b", "slow_retrieval", "too slow")
+    assert [type(effect) for effect in bench.take(note)] == [Report]
+    assert bench.take(note) == []
+    assert reported(bench.state, Inventory()).assignments[-1].code == "slow_retrieval"
+    bench.take(Noted(SLOT, "b", "", ""))
+    assert reported(bench.state, Inventory()).assignments[-1].code is None
+
+
+# --- nets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [Doing.ACTIVATING, Doing.PROBATION])
+def test_a_candidate_with_which_the_device_ends_three_times_rolls_back(where: Doing) -> None:
+    bench = bench_at(where)
+    for _ in range(2):
+        bench = Bench(from_msgpack(to_msgpack(bench.state), State))
+        bench.take(Restarted())
+        assert doing(bench.state.slots[SLOT]) is where
+    bench.take(Restarted())
+    assert doing(bench.state.slots[SLOT]) is Doing.ROLLING_BACK
+    bench.take(rolled_back("b"))
+    assert bench.state.ended[-1].report.code == "serve_crashed"
+
+
+@pytest.mark.parametrize("where", [Doing.IDLE, Doing.DOWNLOADING, Doing.WAITING])
+def test_a_restart_with_what_is_committed_counts_for_nothing(where: Doing) -> None:
+    bench = bench_at(where)
+    assert bench.take(*[Restarted()] * 9) == []
+
+
+def test_the_assignment_says_how_many_crashes_are_too_many() -> None:
+    bench = bench_at(Doing.IDLE)
+    strict = msgspec.structs.replace(PROBATION, max_crashes=0)
+    bench.take(desired(2, want("b", 2, probation=strict)), *way("b", 2)[:4], ServeCrashed())
+    assert doing(bench.state.slots[SLOT]) is Doing.ROLLING_BACK
+
+
+def test_the_last_known_good_is_the_last_net() -> None:
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.take(Steadied())
+    bench.install(2, "b", 2)
+    bench.install(3, "c", 3)
+    (discard,) = [effect for effect in pending(bench.state) if isinstance(effect, Discard)]
+    assert discard.keep == ["sha256:" + digest(n) for n in (1, 2, 3)]
+    for counter in (2, 1):
+        effects = bench.take(ServeUnable("exit code 1"))
+        assert isinstance(effects[0], Restore)
+        assert serving(bench.state)[SLOT].ref.bundle == "sha256:" + digest(counter)
+    assert bench.take(ServeUnable("exit code 1")) == []
+
+
+def test_what_has_served_for_long_takes_the_place_of_an_older_net() -> None:
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.take(Steadied())
+    bench.install(2, "b", 2)
+    bench.install(3, "c", 3)
+    (discard,) = [e for e in bench.take(Steadied()) if isinstance(e, Discard)]
+    assert discard.keep == ["sha256:" + digest(n) for n in (2, 3)]
+    assert bench.take(Steadied()) == []
+
+
+def test_a_candidate_is_never_the_last_known_good() -> None:
+    bench = bench_at(Doing.PROBATION)
+    assert bench.take(Steadied()) == []
+
+
 # --- superseding ------------------------------------------------------------------------------
 
 
@@ -499,6 +639,7 @@ def test_what_could_not_be_saved_is_not_done_and_may_be_handed_in_again(fails: i
         (Doing.VERIFYING, Verify),
         (Doing.DOWNLOADING, Download),
         (Doing.STAGING, Stage),
+        (Doing.WAITING, Wait),
         (Doing.ACTIVATING, Activate),
         (Doing.PROBATION, Observe),
         (Doing.ROLLING_BACK, RollBack),
@@ -573,7 +714,9 @@ EVENTS = st.one_of(
     ),
     st.builds(desired, st.integers(0, 6)),
     st.sampled_from([event for id in IDS for event in outcomes(id)]),
+    st.sampled_from([staged_and_held(id) for id in IDS]),
     st.sampled_from([Ticked(), ServeCrashed(), ServeUnable("no"), Acknowledged(3)]),
+    st.sampled_from([Restarted(), Steadied()]),
 )
 
 

@@ -296,6 +296,29 @@ def test_a_silent_device_times_out_and_is_told_to_go_back(bench: Bench) -> None:
 
 
 @SQLITE
+def test_what_a_device_waits_for_leave_is_no_part_of_the_limit(bench: Bench) -> None:
+    bench.add("dev-01")
+    bench.publish("1.0.0")
+    rollout = bench.commands.create_rollout(plan(assignment_timeout_s=30.0), "anna")
+    bench.tick()
+    known = bench.store.rollouts.assignments(rollout)["dev-01"]
+    way = ["downloading", "downloaded", "verified", "staged", "waiting_window"]
+
+    def say(version: int, *states: str) -> None:
+        body = report(known.assignment_id, *states)
+        bench.ingest.take([bench.devices["dev-01"].reported(version, body)], bench.now.timestamp())
+
+    say(1, *way)
+    bench.tick(86_400.0)
+    assert bench.states(rollout) == {"dev-01": AssignmentState.WAITING_WINDOW}
+    say(2, *way, "activating")
+    bench.tick(29.0)
+    assert bench.states(rollout) == {"dev-01": AssignmentState.ACTIVATING}
+    bench.tick(2.0)
+    assert bench.states(rollout) == {"dev-01": AssignmentState.TIMED_OUT}
+
+
+@SQLITE
 def test_a_late_word_does_not_overwrite_why_the_fleet_ended_it(bench: Bench) -> None:
     bench.add("dev-01")
     bench.publish("1.0.0")

@@ -18,6 +18,7 @@ from fleet.rollout import (
     draft,
     join,
 )
+from fleet.tally import count
 from skerry.errors import InvalidTransition, RefusedError, UsageError
 from skerry.states import (
     ROLLOUT,
@@ -27,7 +28,7 @@ from skerry.states import (
     RolloutState,
     StageState,
 )
-from tests.fakes.rollouts import Desk, Say, notified, returned
+from tests.fakes.rollouts import GOOD_WAY, Desk, Say, notified, returned
 
 A, R, S = AssignmentState, RolloutState, StageState
 DEVICES = [f"dev-{n:02}" for n in range(12)]
@@ -180,6 +181,60 @@ def test_a_device_that_falls_back_during_the_bake_fails_the_stage() -> None:
     desk.report(CANARIES[0], A.ROLLED_BACK, code="serve_failed")
     desk.tick(1.0)
     assert desk.stages()["canary"] == "failed"
+
+
+def test_a_device_that_waits_for_leave_has_not_failed() -> None:
+    desk = desk_with_canaries(min_samples=2)
+    desk.commit(CANARIES[0])
+    for device, wait in zip(CANARIES[1:], (A.WAITING_WINDOW, A.WAITING_CONSENT), strict=True):
+        desk.report(device, A.DOWNLOADING, A.DOWNLOADED, A.VERIFIED, A.STAGED, wait)
+    assert desk.tick(13 * 86_400.0) == []
+    assert desk.stages()["canary"] == "active"
+    stage = desk.rollout.stages[0]
+    assert "2 under way, of which 2 wait for leave" in count(stage, desk.assignments).sentence()
+    # it goes on: from now on the limit runs again
+    desk.report(CANARIES[1], A.ACTIVATING)
+    known = desk.assignments[CANARIES[1]]
+    desk.assignments[CANARIES[1]] = msgspec.structs.replace(known, waited_until=desk.now)
+    assert desk.tick(3599.0) == []
+    desk.report(CANARIES[1], A.PROBATION, A.COMMITTED)
+    # the other one waits for ever: it is withdrawn, and counts neither way
+    late = desk.tick(86_400.0)
+    assert returned(late) == {CANARIES[2]: BEFORE}
+    assert desk.assignments[CANARIES[2]].state is A.CANCELED
+    desk.settle()
+    assert desk.stages()["canary"] == "baking"
+
+
+def test_a_device_that_went_on_after_it_waited_may_still_time_out() -> None:
+    desk = desk_with_canaries()
+    device = CANARIES[0]
+    desk.report(device, *GOOD_WAY[:4], A.WAITING_WINDOW, A.ACTIVATING)
+    known = desk.assignments[device]
+    desk.assignments[device] = msgspec.structs.replace(known, waited_until=desk.now + 100.0)
+    desk.tick(3600.0)
+    assert desk.assignments[device].state is A.ACTIVATING
+    desk.tick(100.0)
+    assert desk.assignments[device].state is A.TIMED_OUT
+
+
+def test_what_was_the_first_release_of_a_slot_is_kept_and_said_to_be() -> None:
+    desk = desk_with_canaries()
+    for device in CANARIES:
+        known = desk.assignments[device]
+        first = device == CANARIES[0]
+        previous = "" if first else known.previous
+        desk.assignments[device] = msgspec.structs.replace(known, previous=previous)
+    desk.commit(*CANARIES)
+    desk.tick()
+    desk.act(Action.ROLL_BACK)
+    desk.settle()
+    desk.go_back(*CANARIES)
+    desk.settle()
+    assert desk.rollout.state is R.ROLLED_BACK
+    assert desk.assignments[CANARIES[0]].state is A.COMMITTED
+    assert desk.assignments[CANARIES[1]].state is A.ROLLED_BACK
+    assert "2 of 3 devices returned, 1 keep it, for nothing ran there before" in desk.rollout.reason
 
 
 def test_silent_devices_time_out_as_failures_and_are_taken_back() -> None:

@@ -53,7 +53,7 @@ MUTANTS = (
         "floor check",
         (
             (
-                "agent/update.py",
+                "agent/way.py",
                 "    return state.floor.releases.get(slot, 0)\n",
                 "    return 0\n",
             ),
