@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from compiler.evaluate import Quality, compare
 from compiler.gate import Outcome, holds
-from compiler.materials import Materials, check_reference_labels
+from compiler.materials import Materials, blame, check_reference_labels
 from compiler.ports import Ports
 from compiler.runtime import open_session, run_samples
 from skerry.bundle import Bundle
-from skerry.errors import UsageError
+from skerry.errors import RefusedError, UsageError
 from skerry.manifest import Manifest
 
 __all__ = ["Comparison", "against", "comparison_markdown"]
@@ -89,9 +89,13 @@ def against(materials: Materials, service: Bundle) -> Comparison:
             f"expected answers of one shape, the candidate gives {list(mine.shape)} and "
             f"{manifest.model_version} {list(theirs.shape)}"
         )
-    options: Mapping[str, Any] = {"function": materials.function, "slices": materials.slices}
-    quality = compare(metric, mine, theirs, materials.labels, **options)
-    before = compare(metric, theirs, theirs, materials.labels, function=materials.function)
+    options: Mapping[str, Any] = {"function": materials.function}
+    groups: Mapping[str, Any] = {"slices": materials.slices, "least": materials.least}
+    try:
+        quality = compare(metric, mine, theirs, materials.labels, **options, **groups)
+        before = compare(metric, theirs, theirs, materials.labels, **options)
+    except RefusedError as error:
+        raise blame(error, materials) from None
     ruling = holds(metric, quality, recipe.gate, than=manifest.model_version)
     return Comparison(
         model=recipe.model.name,

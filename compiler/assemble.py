@@ -13,6 +13,7 @@ from compiler.evaluate import Quality
 from compiler.golden import make_golden
 from compiler.lock import Inputs
 from compiler.materials import Materials
+from compiler.metrics import gives_classes
 from compiler.passes import opset_of, parse
 from compiler.ports import Ports
 from compiler.recipe import Metric, Recipe, Source
@@ -74,7 +75,11 @@ def assemble(
     assert first.session is not None
     live = run_samples(first.session, ports, materials.baseline, output)[output]
     features = _features(recipe, ports)
-    kept = {spec.name for spec in outputs if spec.name in reference.outputs}
+    kept = {
+        spec.name
+        for spec in outputs
+        if spec.name in reference.outputs and _comparable(reference.outputs[spec.name])
+    }
     golden = [{name: c.outputs[name] for name in kept} for c in shipped if c.outputs is not None]
     layers = {
         **{f"model-{c.form}.onnx": c.data for c in shipped},
@@ -150,7 +155,9 @@ def reading_of(metric: Metric, rows: NDArray[Any]) -> PredictionSpec:
     """Return how a device reads a prediction: as the metric does, where a row has one."""
     values = int(np.prod(rows.shape[1:]))
     kind: ReadingKind = "value" if values == 1 else "mean"
-    if metric.reading != "none" and values == 1:
+    if gives_classes(rows, metric):
+        pass  # any number may stand for a class: it is watched as a value
+    elif metric.reading != "none" and values == 1:
         kind = "threshold"  # one probability
     elif metric.reading == "argmax" or (metric.reading == "threshold" and values == 2):
         kind = "argmax"
@@ -221,6 +228,11 @@ def _features(recipe: Recipe, ports: Ports) -> list[FeatureSpec]:
             )
         found.append(FeatureSpec(name, kind, given or fed[0]))
     return found
+
+
+def _comparable(values: NDArray[Any]) -> bool:
+    """Whether a device can tell how far it is from an output: text and masks of -inf have no far."""
+    return values.dtype.kind in "iufb" and bool(np.isfinite(values).all())
 
 
 def _in_order(ports: Ports, inputs: tuple[TensorSpec, ...]) -> list[TensorSpec]:

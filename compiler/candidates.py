@@ -19,7 +19,7 @@ from compiler.evaluate import Quality, compare
 from compiler.footprint import measure_mb
 from compiler.gate import check_reference, holds, rule
 from compiler.latency import Latency, Verdict, judge, measure
-from compiler.materials import Materials, check_reference_labels
+from compiler.materials import Materials, blame, check_reference_labels
 from compiler.pack import pack_weights
 from compiler.passes import complete_types, prepare
 from compiler.ports import Arrays
@@ -160,6 +160,7 @@ class Workshop:
                 materials.labels,
                 function=materials.function,
                 slices=materials.slices,
+                least=materials.least,
             )
         except RefusedError as error:
             return Candidate(form, b"", str(error), left, blames="form")
@@ -221,7 +222,8 @@ def evaluate_reference(materials: Materials) -> Candidate:
 
     Raises:
         GateError: it does not reach the gate's value.
-        UsageError: the labels do not match its output.
+        RefusedError: it fails on the samples, or does not give finite numbers.
+        UsageError: the labels do not match its output, or the recipe's own metric fails.
     """
     recipe = materials.recipe
     metric = recipe.metric
@@ -229,14 +231,18 @@ def evaluate_reference(materials: Materials) -> Candidate:
     outputs = run_samples(session, materials.ports, materials.evaluation, metric.output)
     output: Any = outputs[metric.output]
     check_reference_labels(materials, output)
-    quality = compare(
-        metric,
-        output,
-        output,
-        materials.labels,
-        function=materials.function,
-        slices=materials.slices,
-    )
+    try:
+        quality = compare(
+            metric,
+            output,
+            output,
+            materials.labels,
+            function=materials.function,
+            slices=materials.slices,
+            least=materials.least,
+        )
+    except RefusedError as error:  # of fp32: no form of the model is to blame
+        raise blame(error, materials) from None
     check_reference(f"{recipe.model.name} {recipe.model.version}", metric, quality, recipe.gate)
     size, most = len(materials.graph.data), recipe.gate.max_bytes
     fits = most is None or size <= most

@@ -17,12 +17,14 @@ from compiler.build import build as run_build
 from compiler.command import (
     PATH,
     Command,
+    check_place,
     json_option,
     open_key,
     passphrase_option,
     write_file,
 )
 from compiler.data import read_data
+from compiler.emulate import emulator
 from compiler.lock import lock_bytes, read_lock
 from compiler.mlflow import Registry, with_lineage
 from compiler.recipe import load_profile, read_recipe
@@ -82,6 +84,9 @@ def build(
         raise UsageError("expected a directory for the bundle: give --out")
     if data is not None:
         raise UsageError("--data goes with --init; a recipe names its data itself")
+    check_place(out)
+    if emulate is not None:
+        emulator(emulate)  # a build takes minutes, and it is wanted only after that
     signer = open_key(key, passphrase_file) if key is not None else None
     source = read_recipe(recipe, model_comes_later=origin is not None)
     registry, fetched = None, None
@@ -156,12 +161,17 @@ def _init(model: Path, data: str | None, as_json: bool) -> None:
     path = model.with_suffix(".toml")
     if path.exists():
         raise ConflictError(f"{path} is there already; remove it, or edit it")
-    samples, label = 0, LABELS[0]
+    samples, label, classes = 0, LABELS[0], []
     if data is not None:
+        name, bracket, part = data.partition("[")
+        if not (model.parent / name).exists() and Path(name).exists():  # as seen from here
+            data = os.path.relpath(name, model.parent) + bracket + part
         arrays = read_data(data, model.parent, "--data").arrays
         samples = min((len(values) for values in arrays.values() if values.ndim), default=0)
         label = next((name for name in LABELS if name in arrays), "")
-    text = starter_recipe(model, data or "", samples, label)
+        if label and arrays[label].dtype.kind in "OU":
+            classes = sorted(set(arrays[label].reshape(-1).astype(str).tolist()))
+    text = starter_recipe(model, data or "", samples, label, classes)
     write_file(path, text.encode())
     if as_json:
         click.echo(msgspec.json.encode({"recipe": str(path)}))
@@ -174,12 +184,12 @@ def _write_built(out: Path, built: Built, signer: Signer | None) -> dict[str, Pa
     record, lock = built.record, built.lock
     stem = f"{record.model}-{record.model_version}"
     short = built.digest.removeprefix("sha256:")[:16]
-    files = {
-        "bundle": (out / f"{stem}.skerry", built.bundle),
+    files = {  # the bundle last: where it is, all is
         "lock": (out / f"{stem}.lock", lock_bytes(lock)),
         "record": (out / f"{stem}.{short}.evaluation.json", seal_record(record, signer)),
         "text": (out / f"{stem}.{short}.report.md", markdown_report(record).encode()),
         "page": (out / f"{stem}.{short}.report.html", html_report(record).encode()),
+        "bundle": (out / f"{stem}.skerry", built.bundle),
     }
     for path, data in files.values():
         write_file(path, data)

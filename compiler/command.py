@@ -25,6 +25,7 @@ __all__ = [
     "PATH",
     "TOKEN",
     "Command",
+    "check_place",
     "fleet_option",
     "json_option",
     "key_option",
@@ -53,6 +54,17 @@ class Command(click.Command):
         except SkerryError as error:
             click.echo(f"skerry {self.name}: {error}", err=True)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:  # who reads it went away: click sees to it
+            raise
+        except OSError as error:  # a full disk, a file that may not be read
+            where = f": {error.filename}" if error.filename else ""
+            click.echo(
+                f"skerry {self.name}: the system refused{where}: {error.strerror or error}; "
+                "free some space, or mend the permissions (TMPDIR names another place for "
+                "temporary files)",
+                err=True,
+            )
+            ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
 
@@ -73,10 +85,25 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
+    except BaseException as error:  # an interruption leaves nothing behind either
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        raise
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written into, before the work for it is done.
+
+    Raises:
+        UsageError: it is a file, or may not be written.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {folder}: expected a directory that you may write to")
 
 
 def read_file(path: Path, what: str, limit: int = 1 << 20) -> bytes:

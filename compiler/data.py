@@ -12,14 +12,16 @@ looked up before anything is unpacked. A function is the publisher's own code, a
 The digest is of the arrays, so that the same data has one name in any form.
 """
 
+import contextlib
 import csv
+import functools
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -83,24 +85,37 @@ def read_data(given: str, folder: Path, key: str = "the recipe") -> DataSet:
 def entry_point(given: str, folder: Path) -> Callable[..., Any]:
     """Return the function that ``module:function`` names, from the recipe's folder.
 
+    What it prints goes to stderr, since stdout is for data; where it ends the program it raises
+    RuntimeError instead.
+
     Raises:
         NotFoundError: there is no such module or function.
         UsageError: the module cannot be imported.
     """
     module, _, name = given.partition(":")
+    if not module or not name:
+        raise UsageError(f"expected module:function, got {given!r}")
     file = folder / f"{module.replace('.', '/')}.py"
     try:
-        found = _load(module, file) if file.is_file() else importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise NotFoundError(
-            f"expected a module {module!r} for {given!r}, beside the recipe or installed: {error}"
-        ) from None
+        with _held():
+            found = _load(module, file) if file.is_file() else importlib.import_module(module)
     except Exception as error:  # the publisher's own code may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+            raise NotFoundError(
+                f"expected a module {module!r} for {given!r}, beside the recipe or installed: "
+                f"there is no file {file}, and {error}"
+            ) from None
         raise UsageError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(found, name, None)
     if not callable(function):
         raise NotFoundError(f"expected a function {name!r} in {module}, there is none")
-    return function  # type: ignore[no-any-return]
+
+    @functools.wraps(function)
+    def held(*args: Any) -> Any:
+        with _held():
+            return function(*args)
+
+    return held
 
 
 def spread(n: int, most: int) -> NDArray[np.int64]:
@@ -123,19 +138,33 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_UNPACKED_BYTES:
-            raise FormatError(f"{path.name} unpacks to {unpacked} bytes; take fewer samples")
+    except Exception as error:  # as below
+        raise FormatError(f"expected {path.name} to be an .npz of plain arrays: {error}") from None
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise FormatError(f"{path.name} unpacks to {unpacked} bytes; take fewer samples")
+    try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+            return {name: _plain(name, arrays[name]) for name in arrays.files}
+    except Exception as error:  # damage makes zipfile, zlib, numpy and tokenize raise their own
         raise FormatError(f"expected {path.name} to be an .npz of plain arrays: {error}") from None
 
 
 def _directory(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-    except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"expected plain arrays as .npy in {path}: {error}") from None
+    arrays = {}
+    for file in sorted(path.glob("*.npy")):
+        try:
+            arrays[file.stem] = _plain(file.stem, np.load(file, allow_pickle=False))
+        except Exception as error:  # as above
+            raise FormatError(
+                f"expected plain arrays as .npy in {path}, {file.name} is none: {error}"
+            ) from None
+    return arrays
+
+
+def _plain(name: str, values: object) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray):  # another kind of file between the arrays
+        raise ValueError(f"{name!r} is no array")
+    return values
 
 
 def _csv(path: Path) -> dict[str, NDArray[Any]]:
@@ -200,7 +229,10 @@ def _called(given: str, folder: Path) -> dict[str, NDArray[Any]]:
     try:
         found = function()
         if not isinstance(found, Mapping):  # a function that yields batches
-            batches = list(found)
+            with _held():  # the body of a generator runs only now
+                batches = list(found)
+            if not batches:
+                raise ValueError("it yields none")
             found = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         return {str(name): np.asarray(values) for name, values in found.items()}
     except Exception as error:  # as in `entry_point`
@@ -214,12 +246,28 @@ def _load(module: str, file: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(module)
+    sys.modules[module] = found  # data classes look themselves up there
     sys.path.insert(0, str(file.parent))  # its neighbours may be imported too
     try:
         spec.loader.exec_module(found)
     finally:
         sys.path.remove(str(file.parent))
+        if before is None:
+            sys.modules.pop(module, None)
+        else:
+            sys.modules[module] = before
     return found
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Run the publisher's code so that it neither ends the program nor writes among its data."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        except SystemExit as error:
+            raise RuntimeError(f"it ends the program: sys.exit({error.code!r})") from None
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -229,9 +277,11 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
         total.update(f"{name}\0{values.dtype.str}\0{values.shape}\0".encode())
         if values.dtype.kind == "O":
             for value in values.reshape(-1).tolist():
-                text = str(value).encode()
+                text = str(value).encode(errors="surrogatepass")
                 total.update(f"{len(text)}\0".encode() + text)
         else:
+            if values.dtype.kind in "mM":  # times have no buffer
+                values = values.view(np.int64)
             little = values.astype(values.dtype.newbyteorder("<"), copy=False)
             total.update(np.ascontiguousarray(little).data if values.size else b"")
     return f"sha256:{total.hexdigest()}"

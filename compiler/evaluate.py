@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compiler.metrics import Function, Score, predictions, score
 from compiler.recipe import Metric
+from skerry.errors import RefusedError
 
 __all__ = ["Quality", "Slice", "compare", "drop_interval", "samples_needed"]
 
@@ -73,6 +74,7 @@ def compare(
     *,
     function: Function | None = None,
     slices: Mapping[str, NDArray[Any]] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> Quality:
     """Return a variant's quality, paired with fp32's.
 
@@ -83,6 +85,7 @@ def compare(
         labels: as `metrics.check_labels` lets through.
         function: of a metric of one's own.
         slices: name -> group of each sample, [n].
+        least: name -> samples; a smaller group of which the metric cannot be taken is left out.
 
     Raises:
         RefusedError: the output is not finite, or the metric cannot be taken.
@@ -103,11 +106,15 @@ def compare(
         agreement=agreement,
         sqnr_db=sqnr_db(output, reference),
         slices=tuple(
-            _slice(metric, name, str(group), groups == group, output, reference, labels, function)
+            part
             for name, groups in (slices or {}).items()
             for group in np.unique(groups)
+            if (part := _slice(
+                metric, name, str(group), groups == group, output, reference, labels, function,
+                least=(least or {}).get(name, 0),
+            )) is not None
         ),
-    )
+    )  # fmt: skip
 
 
 def sqnr_db(output: NDArray[Any], reference: NDArray[Any]) -> float | None:
@@ -197,9 +204,19 @@ def _slice(
     reference: NDArray[Any],
     labels: NDArray[Any] | None,
     function: Function | None,
-) -> Slice:
+    *,
+    least: int,
+) -> Slice | None:
     part = None if labels is None else labels[rows]
-    mine = score(metric, output[rows], part, reference[rows], function)
-    theirs = score(metric, reference[rows], part, reference[rows], function)
+    try:
+        mine = score(metric, output[rows], part, reference[rows], function)
+        theirs = score(metric, reference[rows], part, reference[rows], function)
+    except RefusedError as error:  # auc of one class, or a function that needs more samples
+        n = int(rows.sum())
+        if n < least:
+            return None  # so few decide nothing anyway
+        raise RefusedError(
+            f"gate.slices.{name}, group {group!r} (n={n}): {error}", error.code
+        ) from None
     drop, low, high = _drop(metric, mine, theirs)
     return Slice(name, group, mine.n, mine.value, drop, low, high)

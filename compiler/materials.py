@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compiler.data import DataSet, entry_point, read_data, spread
 from compiler.lock import Inputs
-from compiler.metrics import Function, check_labels
+from compiler.metrics import OWN_METRIC, Function, check_labels
 from compiler.parity import check_parity
 from compiler.passes import Graph, load_graph
 from compiler.ports import Arrays, Ports, count
@@ -17,11 +17,12 @@ from compiler.preprocess import put_before
 from compiler.recipe import InputNotes, Recipe, Source
 from compiler.runtime import open_session, run_samples
 from skerry.canonical import sha256
-from skerry.errors import RefusedError, UsageError
+from skerry.errors import RefusedError, SkerryError, UsageError
 
-__all__ = ["Materials", "check_same_answers", "gather"]
+__all__ = ["Materials", "blame", "check_reference_labels", "check_same_answers", "gather"]
 
 MAX_CALIBRATION: Final = 512
+MAX_GROUPS: Final = 500  # of a slice: more are measurements, no groups
 CHECK_SAMPLES: Final = 32  # on which a changed graph must answer as before
 CHECK_RTOL: Final = 1e-3
 
@@ -55,6 +56,11 @@ class Materials:
     inputs: Inputs
 
     @property
+    def least(self) -> dict[str, int]:
+        """How large a group of each slice must be to decide anything."""
+        return {name: gate.min_samples for name, gate in self.recipe.gate.slices.items()}
+
+    @property
     def n(self) -> int:
         """How many evaluation samples there are."""
         return count(self.evaluation)
@@ -82,9 +88,15 @@ def gather(source: Source) -> Materials:
         change=lambda model: put_before(model, recipe.preprocess),
     )
     names = ", ".join(spec.name for spec in graph.outputs)
-    if recipe.metric.output not in {spec.name for spec in graph.outputs}:
+    kinds = {spec.name: spec.datatype for spec in graph.outputs}
+    if recipe.metric.output not in kinds:
         raise UsageError(
             f"expected an output {recipe.metric.output!r} (metric.output), "
+            f"{source.model.name} has {names}"
+        )
+    if kinds[recipe.metric.output] == "BYTES":
+        raise UsageError(
+            f"expected metric.output to name numbers, {recipe.metric.output!r} is text; "
             f"{source.model.name} has {names}"
         )
     ports = Ports.of(graph.inputs, _notes(recipe, graph))
@@ -104,8 +116,10 @@ def gather(source: Source) -> Materials:
     check_parity(source, fitted["evaluation"])
     evaluation = fitted["evaluation"]
     labels = _along(sets["evaluation"], data.label, evaluation, "labels", needed=False)
+    if labels is not None and labels.dtype.kind in "OU" and recipe.classes.names:
+        labels = _places(labels, recipe.classes.names, data.label)
     slices = {
-        name: _along(sets["evaluation"], gate.array, evaluation, f"gate.slices.{name}")
+        name: _groups(sets["evaluation"], gate.array, evaluation, f"gate.slices.{name}")
         for name, gate in recipe.gate.slices.items()
     }
     few = spread(count(fitted["calibration"]), MAX_CALIBRATION)
@@ -117,7 +131,7 @@ def gather(source: Source) -> Materials:
         calibration={name: values[few] for name, values in fitted["calibration"].items()},
         evaluation=evaluation,
         labels=labels,
-        slices={name: groups for name, groups in slices.items() if groups is not None},
+        slices=slices,
         baseline=fitted["baseline"],
         function=function,
         inputs=inputs,
@@ -144,6 +158,18 @@ def check_same_answers(source: Source, graph: Graph, ports: Ports, samples: Arra
                 f"output {name!r} changes when the opset is raised to {graph.opset}; "
                 f"export the model with opset {graph.opset} or newer"
             )
+
+
+def blame(error: RefusedError, materials: Materials) -> SkerryError:
+    """Return the error to raise where the metric cannot be taken of a model that is no variant."""
+    for name, values in materials.evaluation.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = _not_finite(values)
+            return UsageError(
+                f"{error}; input {name!r} has NaN or infinity in {len(bad)} of them, first in "
+                f"sample {bad[0]}: clean the data as in training"
+            )
+    return UsageError(str(error)) if error.code == OWN_METRIC else error
 
 
 def check_reference_labels(materials: Materials, output: NDArray[Any]) -> None:
@@ -180,6 +206,8 @@ def _along(
             have = ", ".join(sorted(found.arrays))
             raise UsageError(f"{what}: expected an array {name!r} in evaluation, found {have}")
         return None
+    if values.ndim < 1:
+        raise UsageError(f"{what}: expected one entry of {name!r} per sample, it is a single one")
     if len(values) != count(samples):
         raise UsageError(
             f"{what}: expected one entry of {name!r} for each of the {count(samples)} evaluation "
@@ -188,12 +216,46 @@ def _along(
     return values.astype(np.int64) if values.dtype.kind in "ub" else values
 
 
+def _places(labels: NDArray[Any], names: list[str], array: str) -> NDArray[np.int64]:
+    """Return labels of text as places among the names of the classes."""
+    place = {name: position for position, name in enumerate(names)}
+    unknown = sorted({str(label) for label in labels.reshape(-1).tolist()} - set(place))
+    if unknown:
+        raise UsageError(
+            f"expected labels of classes.names ({', '.join(names)[:200]}); {array!r} has "
+            f"{unknown[0][:80]!r} too"
+        )
+    return np.asarray([place[str(label)] for label in labels.reshape(-1).tolist()], dtype=np.int64)
+
+
+def _groups(found: DataSet, name: str, samples: Arrays, what: str) -> NDArray[Any]:
+    values = _along(found, name, samples, what)
+    assert values is not None
+    if values.ndim != 1:
+        raise UsageError(f"{what}: expected one group per sample, {name!r} is {list(values.shape)}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UsageError(f"{what}: expected a group for each sample, {name!r} has NaN or infinity")
+    groups = values.astype(str) if values.dtype.kind == "O" else values
+    many = len(np.unique(groups))
+    if many > MAX_GROUPS:
+        raise UsageError(
+            f"{what}: expected at most {MAX_GROUPS} groups, {name!r} has {many}; "
+            "put numbers into ranges first"
+        )
+    return groups
+
+
 def _refuse_nan(samples: Arrays, where: str) -> None:
     for name, values in samples.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+            bad = _not_finite(values)
             raise UsageError(
                 f"expected finite numbers in {where}, input {name!r} has NaN or infinity in "
                 f"{len(bad)} of {len(values)} samples, first in sample {bad[0]}; "
                 "clean the data as in training"
             )
+
+
+def _not_finite(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the positions of samples with NaN or infinity."""
+    return np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))

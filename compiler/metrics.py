@@ -4,7 +4,7 @@ A metric is either a mean over samples (`accuracy`, `top_k`, `mae`, `iou`, `cosi
 `agreement`) or one number for all of them (`f1`, `auc`, `rmse`), which only resampling
 can give an interval. Both are weighed by how often a sample is counted, so that one
 bootstrap serves all. `cosine` and `agreement` compare with fp32 and need no labels, nor
-does `iou` where there are none.
+do `iou`, `mae` and `rmse` where there are none.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,20 @@ from numpy.typing import NDArray
 from compiler.recipe import Metric
 from skerry.errors import RefusedError, UsageError
 
-__all__ = ["AGAINST_FP32", "Function", "Score", "check_labels", "predictions", "score"]
+__all__ = [
+    "OWN_METRIC",
+    "Function",
+    "Score",
+    "check_labels",
+    "gives_classes",
+    "predictions",
+    "score",
+]
 
-AGAINST_FP32: Final = frozenset({"cosine", "agreement"})
-NEEDS_LABELS: Final = frozenset({"accuracy", "top_k", "f1", "auc", "mae", "rmse"})
+NEEDS_LABELS: Final = frozenset({"accuracy", "top_k", "f1", "auc"})
+OF_CLASSES: Final = frozenset({"accuracy", "top_k", "f1", "auc"})
+
+OWN_METRIC: Final = "own_metric"  # code of what a metric of the recipe's own does wrong
 
 Floats = NDArray[np.float64]
 Function = Callable[..., Any]
@@ -47,10 +57,21 @@ class Score:
 
 
 def predictions(output: NDArray[Any], metric: Metric) -> NDArray[np.int64]:
-    """Return what is read from outputs: classes [n] of argmax, or 0 and 1 [n, ...]."""
+    """Return what is read from outputs: classes [n] of argmax, or 0 and 1 [n, ...].
+
+    Whole numbers, one per sample, are the classes themselves: models may end with ArgMax.
+    """
+    if gives_classes(output, metric):
+        return _flat(output)[:, 0].astype(np.int64)
     if metric.reading == "argmax" and _flat(output).shape[1] > 1:
         return np.asarray(_flat(output).argmax(axis=1), dtype=np.int64)
     return (output >= metric.threshold).astype(np.int64)
+
+
+def gives_classes(output: NDArray[Any], metric: Metric) -> bool:
+    """Whether an output [n, ...] holds classes rather than values to read them from."""
+    one = bool(np.prod(output.shape[1:]) == 1)
+    return output.dtype.kind in "iu" and one and metric.reading != "threshold"
 
 
 def check_labels(metric: Metric, output: NDArray[Any], labels: NDArray[Any] | None) -> None:
@@ -59,6 +80,20 @@ def check_labels(metric: Metric, output: NDArray[Any], labels: NDArray[Any] | No
     Raises:
         UsageError: missing, of another length or shape, or of a class that the output lacks.
     """
+    values = int(np.prod(output.shape[1:]))
+    if metric.name == "cosine" and values == 1:
+        raise UsageError(
+            f"cosine compares directions, and {metric.output!r} has one value per sample; take "
+            "mae or rmse, which compare with fp32 where there are no labels"
+        )
+    if metric.name in ("top_k", "auc") and gives_classes(output, metric):
+        raise UsageError(f"{metric.name} needs scores, {metric.output!r} gives classes")
+    unread = metric.reading == "none" and metric.name in ("accuracy", "f1", "agreement", "top_k")
+    if unread and not gives_classes(output, metric):
+        raise UsageError(
+            f"{metric.name} with postprocess none is for outputs that are classes, whole "
+            f"numbers; {metric.output!r} is {output.dtype} {list(output.shape)}"
+        )
     if labels is None:
         if metric.name in NEEDS_LABELS:
             raise UsageError(
@@ -71,17 +106,33 @@ def check_labels(metric: Metric, output: NDArray[Any], labels: NDArray[Any] | No
             f"expected one label for each of the {len(output)} samples, got {len(labels)}"
         )
     if labels.dtype.kind not in "iufb":
-        raise UsageError(f"expected labels that are numbers, got {labels.dtype}")
-    if metric.name in ("accuracy", "top_k", "f1") and metric.reading == "argmax":
-        classes = int(np.prod(output.shape[1:]))
-        whole = labels.ndim == 1 and labels.dtype.kind in "iub"
-        if not whole or labels.min() < 0 or labels.max() >= classes:
-            got = f"{labels.min()} to {labels.max()}" if labels.size else "none"
+        raise UsageError(
+            f"expected labels that are numbers, got {labels.dtype}; text is looked up in "
+            "classes.names, in the order of the output"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        bad = np.flatnonzero(~np.isfinite(_flat(labels)).all(axis=1))
+        raise UsageError(
+            f"expected labels that are finite, {len(bad)} of {len(labels)} are not, the first is "
+            f"of sample {bad[0]}; leave out samples without a label"
+        )
+    if metric.name in OF_CLASSES and metric.reading != "threshold":
+        kinds = "iubf" if metric.name == "auc" else "iub"  # others take places by them
+        whole = labels.ndim == 1 and labels.dtype.kind in kinds and not (labels % 1).any()
+        # one value is the share of class 1; whole numbers may be any class
+        most = None if gives_classes(output, metric) else max(values, 2) - 1
+        if not whole or (most is not None and (labels.min() < 0 or labels.max() > most)):
             raise UsageError(
-                f"expected whole-number labels of 0 to {classes - 1}, one per value of the "
-                f"output; got {labels.dtype} {list(labels.shape)}, {got}"
+                "expected whole-number labels"
+                + (f" of 0 to {most}, one per value of the output" if most is not None else "")
+                + f"; got {labels.dtype} {list(labels.shape)}, {labels.min()} to {labels.max()}"
             )
         return
+    if metric.name in OF_CLASSES and not np.isin(labels, (0, 1)).all():
+        raise UsageError(
+            f"expected labels of 0 and 1 for {metric.name} of a threshold, "
+            f"got {labels.min()} to {labels.max()}"
+        )
     by_value = metric.name in ("mae", "rmse", "iou") or metric.reading == "threshold"
     if by_value and _flat(labels).shape != _flat(output).shape:
         raise UsageError(
@@ -124,15 +175,15 @@ def score(
         return _mean(_top_k(output, labels, metric.k))
     if name == "cosine":
         return _mean(_cosine(output, reference))
+    wanted = reference if labels is None else labels
     if name == "iou":
-        wanted = reference if labels is None else labels
         return _mean(_iou(output >= metric.threshold, wanted >= metric.threshold))
-    assert labels is not None
     if name == "mae":
-        return _mean(np.abs(_difference(output, labels)).mean(axis=1))
+        return _mean(np.abs(_difference(output, wanted)).mean(axis=1))
     if name == "rmse":
-        square = (_difference(output, labels) ** 2).mean(axis=1)
+        square = (_difference(output, wanted) ** 2).mean(axis=1)
         return Score(len(square), None, lambda w: float(np.sqrt(w @ square / w.sum())))
+    assert labels is not None
     if name == "f1":
         return _f1(predictions(output, metric), labels, binary=metric.reading == "threshold")
     return _auc(output, labels)
@@ -231,23 +282,35 @@ def _own(function: Function, output: NDArray[Any], labels: NDArray[Any] | None) 
 
     def call(rows: NDArray[np.int64]) -> Any:
         try:
-            return function(output[rows], None if labels is None else labels[rows])
+            found = function(output[rows], None if labels is None else labels[rows])
+            return np.asarray(found)
         except Exception as error:  # the publisher's own code may raise anything
             raise RefusedError(
                 f"the metric {getattr(function, '__name__', function)} raised "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}; it is called with the output and the labels "
+                f"of {len(rows)} samples",
+                OWN_METRIC,
             ) from error
 
-    value = np.asarray(call(np.arange(n)))
-    if (
-        value.dtype.kind not in "iufb"
-        or not np.isfinite(value).all()
-        or value.shape not in ((), (n,))
-    ):
-        raise RefusedError(
-            f"expected a metric of one finite number, or one per sample ({n}); "
-            f"got {value.dtype} {list(value.shape)}"
-        )
-    if value.shape == (n,):
+    def number(rows: NDArray[np.int64]) -> float:
+        value = call(rows)
+        if value.shape != () or value.dtype.kind not in "iufb" or not np.isfinite(value):
+            raise _no_number(value, len(rows))
+        return float(value)
+
+    value = call(np.arange(n))
+    if value.shape == (n,) and value.dtype.kind in "iufb" and np.isfinite(value).all():
         return _mean(value)
-    return Score(n, None, lambda w: float(call(np.repeat(np.arange(n), w.astype(np.int64)))))
+    number(np.arange(n))
+    return Score(n, None, lambda w: number(np.repeat(np.arange(n), w.astype(np.int64))))
+
+
+def _no_number(value: NDArray[Any], n: int) -> RefusedError:
+    told = f"{value.dtype} {list(value.shape)}"
+    if value.shape == ():
+        told = repr(value.item())[:80]
+    elif value.dtype.kind == "f":
+        told += f", {np.count_nonzero(~np.isfinite(value))} of them NaN or infinity"
+    return RefusedError(
+        f"expected a metric of one finite number, or one per sample ({n}); got {told}", OWN_METRIC
+    )

@@ -36,7 +36,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compiler.external import fold_external
 from compiler.runtime import open_session
 from compiler.trial import try_model
-from skerry.errors import FormatError, RefusedError
+from skerry.errors import FormatError, NotFoundError, RefusedError
 from skerry.manifest import TensorSpec
 from skerry.onnx_outline import IMPORT, check_outline
 
@@ -93,7 +93,8 @@ def load_graph(
     Args:
         path: of the file.
         external: the name of the one file beside it from which its tensors may come.
-        keep: the output that is needed; others that are no tensors are dropped.
+        keep: the output that is needed; others that are no tensors are dropped. All that can
+            be are unwrapped where it is empty.
         change: changes the checked model in place, and says what it did.
 
     Raises:
@@ -123,10 +124,16 @@ def load_graph(
     check_model(model)
     open_session(data)
     weights = {tensor.name for tensor in model.graph.initializer}
+    taken = [value for value in model.graph.input if value.name not in weights]
+    if not taken or not model.graph.output:
+        raise RefusedError(
+            f"expected a model with inputs and outputs, {path.name} has {len(taken)} and "
+            f"{len(model.graph.output)}; export the model again"
+        )
     return Graph(
         data=data,
         opset=opset_of(model),
-        inputs=tuple(_spec(v) for v in model.graph.input if v.name not in weights),
+        inputs=tuple(_spec(value) for value in taken),
         outputs=tuple(_spec(v) for v in model.graph.output),
         notes=tuple(notes),
     )
@@ -143,7 +150,7 @@ def plain_outputs(model: onnx.ModelProto, keep: str) -> list[str]:
         if value.type.HasField("tensor_type"):
             continue
         maker = next((n for n in graph.node if value.name in n.output), None)
-        if maker is not None and maker.op_type == "ZipMap" and value.name == keep:
+        if maker is not None and maker.op_type == "ZipMap" and keep in ("", value.name):
             width = next(
                 (
                     len(a.ints) or len(a.strings)
@@ -176,8 +183,11 @@ def read_model(path: Path) -> bytes:
 
     Raises:
         FormatError: no plain file.
+        NotFoundError: no file.
         RefusedError: too large.
     """
+    if not path.exists():
+        raise NotFoundError(f"expected a model at {path}, and there is no such file")
     if not path.is_file():  # a pipe or a device never ends
         raise FormatError(f"expected a model file at {path}; it is none", "not_onnx")
     with path.open("rb") as file:
@@ -210,7 +220,7 @@ def raise_opset(model: onnx.ModelProto, opset: int = MIN_OPSET) -> onnx.ModelPro
     """
     try:
         return onnx.version_converter.convert_version(model, opset)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
+    except Exception as error:  # its errors share no base class but this
         reason = str(error).splitlines()[0][:300]
         raise RefusedError(
             f"opset {opset_of(model)} cannot be raised to {opset}: {reason}; "

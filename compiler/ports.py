@@ -141,7 +141,15 @@ class Port:
                 f"expected samples of {self.dtype} {list(wanted)} for input {self.name!r}, "
                 f"got {values.dtype} {list(got)}; prepare the data as the model takes it"
             )
-        return np.ascontiguousarray(values, dtype=self.dtype)
+        with np.errstate(over="ignore"):  # told below
+            fitted = np.ascontiguousarray(values, dtype=self.dtype)
+        lost = fitted != values if self.dtype.kind in "iu" else np.isinf(fitted) & ~np.isinf(values)
+        if self.dtype.kind in "iuf" and values.dtype.kind in "iuf" and lost.any():
+            raise UsageError(
+                f"expected numbers that {self.dtype} can hold for input {self.name!r}, got "
+                f"{values[lost].flat[0]} in sample {np.argwhere(lost)[0][0]}"
+            )
+        return fitted
 
 
 @dataclass(frozen=True, slots=True)

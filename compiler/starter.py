@@ -1,7 +1,10 @@
 """A first recipe, written from the model itself: what the compiler sees, and what it must be told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from compiler.passes import Graph, load_graph
 from skerry.manifest import TensorSpec
@@ -17,23 +20,23 @@ TEMPLATE: Final = """\
 [model]
 name = "{name}"
 version = "1.0.0"
-file = "{file}"
+file = {file}
 description = ""
 
 # Arrays by name, one entry per sample: an .npz, a directory of .npy, a .csv, a .parquet, or
 # module:function. {arrays}
 [data]
-calibration = "{calibration}"  # like training data; ranges are taken from it
-evaluation = "{evaluation}"    # held out: the gate judges on it, some 500 samples or more
-baseline = "{baseline}"        # like ordinary service: drift is measured against it
+calibration = {calibration}  # like training data; ranges are taken from it
+evaluation = {evaluation}    # held out: the gate judges on it, some 500 samples or more
+baseline = {baseline}        # like ordinary service: drift is measured against it
 {label}
 {inputs}
 [metric]
-output = "{output}"  # {output_shape}{others}
+output = {output}  # {output_shape}{others}
 name = "{metric}"  # accuracy, top_k, f1, auc, mae, rmse, iou, cosine, agreement, or module:function
 {postprocess}
 [gate]
-max_drop = 0.01            # of the metric, worse than fp32, shown by the samples
+max_drop = 0.01            # of the metric, worse than fp32, shown by the samples{unit}
 # {least} = {least_value}         # of the metric, for every variant
 # max_latency_ratio = 0.95 # to fp32's CPU time
 # max_size_ratio = 0.5     # ask for bytes instead of speed
@@ -62,7 +65,13 @@ What this model is for, what it was trained on, and what it is not for.
 """
 
 
-def starter_recipe(model: Path, data: str = "", samples: int = 0, label: str = "label") -> str:
+def starter_recipe(
+    model: Path,
+    data: str = "",
+    samples: int = 0,
+    label: str = "label",
+    classes: Sequence[str] = (),
+) -> str:
     """Return a commented recipe for a model.
 
     Args:
@@ -70,45 +79,50 @@ def starter_recipe(model: Path, data: str = "", samples: int = 0, label: str = "
         data: one data set to divide: a fifth to calibrate with, the rest to evaluate on.
         samples: how many it has.
         label: the array of right answers; empty where there is none.
+        classes: what these say, where they are text, in the order that most libraries give them.
 
     Raises:
         FormatError: not an ONNX model.
         RefusedError: an ONNX model that Skerry does not ship.
     """
     graph = load_graph(model)
-    output = _best_output(graph)
+    output = _best_output(graph, labelled=bool(label))
     metric = _metric(output, labelled=bool(label))
     fed = [spec for spec in graph.inputs if not _is_state(spec)]
-    names = ", ".join(f'"{spec.name}"' for spec in fed)
+    names = ", ".join(_text(spec.name) for spec in fed)
     fifth = min(512, max(1, samples // 5))
-    classes = (
-        f"[classes]\n# names = [{', '.join(repr(str(i)).replace(chr(39), chr(34)) for i in range(output.shape[-1]))}]\n"
-        if metric in ("accuracy", "agreement") and 1 < output.shape[-1] <= 20
-        else ""
-    )
+    width = output.shape[-1] if len(output.shape) == 2 else 0
+    named = ""
+    if metric in ("accuracy", "agreement") and 1 < width <= 20:
+        given = list(classes) if len(classes) == width else [str(i) for i in range(width)]
+        mark = "" if len(classes) == width else "# "  # labels of text need them
+        named = f"[classes]\n{mark}names = [{', '.join(map(_text, given))}]\n"
     falls = metric in ("mae", "rmse")
     return TEMPLATE.format(
         name=_name(model),
-        file=model.name,
+        file=_text(model.name),
+        unit=", in the output's own unit" if falls else "",
         arrays=f"This model takes: {names}.",
-        calibration=f"{data}[0:{fifth}]" if data else "calibration.npz",
-        evaluation=f"{data}[{fifth}:]" if data else "evaluation.npz",
-        baseline=f"{data}[{fifth}:]" if data else "baseline.npz",
+        calibration=_text(f"{data}[0:{fifth}]" if data else "calibration.npz"),
+        evaluation=_text(f"{data}[{fifth}:]" if data else "evaluation.npz"),
+        baseline=_text(f"{data}[{fifth}:]" if data else "baseline.npz"),
         label=""
-        if metric in ("agreement", "cosine")
-        else f'label = "{label}"  # the array of right answers\n',
+        if not label or metric in ("agreement", "cosine")
+        else f"label = {_text(label)}  # the array of right answers\n",
         inputs=_inputs(graph),
-        output=output.name,
+        output=_text(output.name),
         output_shape=_shape(output),
         others="".join(
-            f"; or {spec.name} {_shape(spec)}" for spec in graph.outputs if spec is not output
+            f"; or {_text(spec.name)} {_shape(spec)}"
+            for spec in graph.outputs
+            if spec is not output
         ),
         metric=metric,
         postprocess='# postprocess = "argmax"  # threshold, none: how a prediction is read\n',
         least="max_value" if falls else "min_value",
         least_value="0.5" if falls else "0.9",
         features=_features(fed),
-        classes=classes,
+        classes=named,
     )
 
 
@@ -118,21 +132,34 @@ def _name(model: Path) -> str:
     return name if len(name) > 2 and name[0].isalpha() else f"model-{name or 1}"
 
 
-def _best_output(graph: Graph) -> TensorSpec:
-    """Return the output that a prediction is most likely read from: floats, a few per sample."""
+def _text(value: str) -> str:
+    """Return a TOML string: a name of a model may hold quotes and line ends."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def _best_output(graph: Graph, *, labelled: bool) -> TensorSpec:
+    """Return the output that a prediction is most likely read from.
+
+    Floats, several per sample, are best; then classes where there are labels for them.
+    """
     floats = [spec for spec in graph.outputs if spec.datatype in ("FP32", "FP16", "FP64")]
     flat = [spec for spec in floats if len(spec.shape) == 2 and spec.shape[1] != 1]
-    return (flat or floats or list(graph.outputs))[0]
+    classes = [spec for spec in graph.outputs if labelled and _is_class(spec)]
+    return (flat or classes or floats or list(graph.outputs))[0]
+
+
+def _is_class(spec: TensorSpec) -> bool:
+    return spec.datatype in ("INT64", "INT32") and spec.shape[1:] in ([], [1])
 
 
 def _metric(output: TensorSpec, *, labelled: bool) -> str:
     if output.datatype not in ("FP32", "FP16", "FP64"):
-        return "agreement"
+        return "accuracy" if labelled and _is_class(output) else "agreement"
     width = output.shape[-1] if len(output.shape) == 2 else 0
     if 1 < width <= 1000:
         return "accuracy" if labelled else "agreement"
     if width == 1 or len(output.shape) == 1:
-        return "mae" if labelled else "cosine"
+        return "mae"  # against fp32 where there are no labels
     return "cosine"
 
 
@@ -146,14 +173,14 @@ def _inputs(graph: Graph) -> str:
         if _is_state(spec):
             shape = ", ".join(str(max(1, size)) for size in spec.shape)
             lines += [
-                f'[inputs."{spec.name}"]  # {spec.datatype} {_shape(spec)}: state, which no data set has',
+                f"[inputs.{_text(spec.name)}]  # {spec.datatype} {_shape(spec)}: state, which no data set has",
                 "fill = 0.0",
                 f"shape = [{shape}]",
                 "",
             ]
         else:
             lines += [
-                f'# [inputs."{spec.name}"]  # {spec.datatype} {_shape(spec)}',
+                f"# [inputs.{_text(spec.name)}]  # {spec.datatype} {_shape(spec)}",
                 '# array = ""      # another array of the data, or',
                 "# columns = []    # several, side by side",
                 "# batch = false   # each sample goes in by itself, without a batch axis",

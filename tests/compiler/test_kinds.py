@@ -16,7 +16,7 @@ from compiler.recipe import read_recipe
 from compiler.runtime import open_session
 from skerry.bundle import read_bundle
 from skerry.canonical import from_json, from_msgpack
-from skerry.errors import GateError, RefusedError, UsageError
+from skerry.errors import GateError, UsageError
 from skerry.manifest import Baseline, Evaluation, Golden
 from tests.compiler.conftest import NOW
 from tests.fakes.models import graph, shapes
@@ -343,7 +343,7 @@ def test_a_gate_that_nothing_can_meet_fails_the_build_and_tells_of_each_form(
 def test_labels_of_the_wrong_shape_are_named(tmp_path: Path) -> None:
     path = regression(tmp_path)
     path.write_text(path.read_text().replace('name = "mae"', 'name = "accuracy"'))
-    with pytest.raises(UsageError, match="expected whole-number labels of 0 to 0"):
+    with pytest.raises(UsageError, match="expected whole-number labels of 0 to 1"):
         make(path)
 
 
@@ -372,7 +372,7 @@ def test_a_metric_of_ones_own_gates_a_build(tmp_path: Path) -> None:
     assert value is not None
     assert value > 0.9
     path.write_text(text.replace('name = "mae"', 'name = "mine:broken"'))
-    with pytest.raises(RefusedError, match="the metric broken raised ValueError: no labels today"):
+    with pytest.raises(UsageError, match="the metric broken raised ValueError: no labels today"):
         make(path)
 
 
@@ -404,3 +404,32 @@ def test_memory_is_measured_where_the_gate_asks(tmp_path: Path) -> None:
     assert again.digest == made.digest
     path.write_text(path.read_text().replace("max_memory_mb = 0.01", "max_memory_mb = 500"))
     assert make(path).manifest.variants[0].precision == "int8"
+
+
+# --- outputs beside the one that is measured ----------------------------------------------------
+
+
+def test_outputs_of_text_and_masks_of_infinity_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    model = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+         helper.make_node("Log", ["nothing"], ["void"], name="log"),
+         helper.make_node("Add", ["y", "void"], ["mask"], name="mask"),
+         helper.make_node("ArgMax", ["y"], ["place"], name="best", axis=1, keepdims=0),
+         helper.make_node("LabelEncoder", ["place"], ["word"], name="word", domain="ai.onnx.ml",
+                          keys_int64s=[0, 1, 2], values_strings=["a", "b", "c"])],
+        {"w": RNG.normal(size=(6, 3)).astype(np.float32), "nothing": np.zeros(3, np.float32)},
+        inputs=[("x", ("n", 6))], outputs=[("y", ("n", 3)), ("mask", ("n", 3))],
+        domains={"ai.onnx.ml": 2},
+    )  # fmt: skip
+    model.graph.output.append(helper.make_tensor_value_info("word", TensorProto.STRING, ["n"]))
+    model.graph.output.append(helper.make_tensor_value_info("place", TensorProto.INT64, ["n"]))
+    sets = {n: {"x": RNG.normal(size=(150, 6)).astype(np.float32)} for n in SETS}
+    made = make(recipe(tmp_path / "a", model, sets, ARGMAX))
+    golden = from_msgpack(layer(made, made.manifest.golden.digest), Golden, limit=1 << 20)
+    assert {tensor.name for tensor in golden.outputs} == {"y", "place"}
+    assert np.isfinite(golden.atol)
+    text = '[metric]\nname = "agreement"\noutput = "word"\n'
+    with pytest.raises(UsageError, match=r"metric.output to name numbers, 'word' is text"):
+        make(recipe(tmp_path / "b", model, sets, text))
+    made = make(recipe(tmp_path / "c", model, sets, text.replace("word", "place")))
+    assert made.manifest.prediction.kind == "value"

@@ -1,17 +1,19 @@
 """A model that nobody prepared goes through `skerry build --init` and `skerry build`."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
 
 from compiler.cli import build
 from compiler.recipe import parse_recipe
 from compiler.starter import starter_recipe
-from tests.compiler.test_kinds import listener, pair
-from tests.fakes.models import Task, scales, shapes
+from tests.compiler.test_kinds import forest, listener, pair
+from tests.fakes.models import Task, graph, scales, shapes
 
 
 def save(path: Path, model: onnx.ModelProto) -> Path:
@@ -70,7 +72,7 @@ def test_a_recipe_that_is_there_is_not_written_over(tmp_path: Path, shapes_task:
     [
         (("m.onnx",), 2, "expected a directory for the bundle"),
         (("m.onnx", "--out", "o", "--data", "d"), 2, "--data goes with --init"),
-        (("none.onnx", "--init"), 1, "expected a model file"),
+        (("none.onnx", "--init"), 3, "expected a model at"),
         (("m.onnx", "--init"), 1, "ONNX model"),
         (("m.onnx", "--init", "--data", "none.npz"), 3, "--data names 'none.npz'"),
     ],
@@ -98,3 +100,51 @@ def test_what_ships_may_be_measured_on_another_cpu(tmp_path: Path) -> None:
     refused = skerry(tmp_path / "m.toml", "--out", tmp_path / "o", "--emulate", "sparc")
     assert refused.exit_code == 2
     assert "expected one of avx2 to emulate" in refused.output
+
+
+def test_maps_are_unwrapped_and_classes_of_text_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    model = save(tmp_path / "models" / "m.onnx", forest())
+    x = np.random.default_rng(1).normal(size=(300, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, label=np.where(x[:, 0] > 0, "yes", "no"))
+    monkeypatch.chdir(tmp_path)
+    done = skerry(model, "--init", "--data", "d.npz")  # a path as seen from here
+    assert done.exit_code == 0, done.output
+    recipe = parse_recipe((tmp_path / "models" / "m.toml").read_bytes())
+    assert (recipe.metric.output, recipe.metric.name) == ("probabilities", "accuracy")
+    assert recipe.classes.names == ["no", "yes"]
+    done = skerry(tmp_path / "models" / "m.toml", "--out", tmp_path / "o", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["variants"][-1]["accuracy"] == 1.0
+
+
+def test_names_with_quotes_and_line_ends_are_written_as_toml(tmp_path: Path) -> None:
+    task = scales()
+    for values in (task.model.graph.output, task.model.graph.node[-1].output):
+        if values is task.model.graph.output:
+            values[0].name = 'a "b"\\\n'
+        else:
+            values[0] = 'a "b"\\\n'
+    text = starter_recipe(save(tmp_path / "m.onnx", task.model))
+    assert parse_recipe(text.encode()).metric.output == 'a "b"\\\n'
+
+
+def test_an_output_of_classes_is_measured_by_its_labels_and_a_value_by_its_error(
+    tmp_path: Path,
+) -> None:
+    task = scales()
+    node = helper.make_node("ArgMax", ["y"], ["class"], axis=1, keepdims=0)
+    task.model.graph.node.append(node)
+    del task.model.graph.output[:]
+    task.model.graph.output.append(helper.make_tensor_value_info("class", TensorProto.INT64, ["n"]))
+    recipe = parse_recipe(starter_recipe(save(tmp_path / "m.onnx", task.model)).encode())
+    assert (recipe.metric.output, recipe.metric.name) == ("class", "accuracy")
+    value = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")],
+        {"w": np.ones((6, 1), np.float32)},
+        inputs=[("x", ("n", 6))], outputs=[("y", ("n", 1))],
+    )  # fmt: skip
+    recipe = parse_recipe(starter_recipe(save(tmp_path / "v.onnx", value), label="").encode())
+    assert recipe.metric.name == "mae"
