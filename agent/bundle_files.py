@@ -4,12 +4,14 @@ Fetching goes through threads, by digest, into the slots; what is there already 
 fetched again, and a model's file is made by a patch where that saves bytes. Which variant is best is the manifest's order among those that fit.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agent import prepacked
 from agent.config import AgentConfig
 from agent.download import Fetcher
 from agent.facts import Release
@@ -41,6 +43,7 @@ class BundleFiles:
         ca_file: of the fleet's authorities, for https.
         device_file: this device's key and certificate, for https.
         inventory: of this device.
+        cache_dir: where models lie prepacked.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class BundleFiles:
         ca_file: Path,
         device_file: Path,
         inventory: Inventory,
+        cache_dir: Path,
     ) -> None:
         self.config: Final = config
         self._slots = slots
         self._fleet_url = fleet_url
         self._ca_file, self._device_file = ca_file, device_file
         self._inventory = inventory
+        self.cache_dir: Final = cache_dir
         self._fetching = threading.Lock()
         self.patches: Final = Patches(slots, config, self._fetch_patch)
 
@@ -151,8 +156,15 @@ class BundleFiles:
         return self._slots.path(bundle, file.digest).absolute()
 
     def keep_only(self, bundles: Iterable[str]) -> list[str]:
-        """Remove all other bundles; see `Slots.keep_only`."""
-        return self._slots.keep_only(bundles)
+        """Remove all other bundles, and what is prepacked of them; see `Slots.keep_only`."""
+        kept = list(bundles)
+        gone = self._slots.keep_only(kept)
+        models: list[str] = []
+        for bundle in kept:
+            with contextlib.suppress(NotFoundError, FormatError):  # not here, or damaged
+                models += [variant.file.digest for variant in self.manifest(bundle).variants]
+        prepacked.prune(self.cache_dir, models)
+        return gone
 
     def _fetch_manifest(self, release: Release, fetcher: Fetcher) -> Manifest:
         bundle, model = release.ref.bundle, release.ref.model

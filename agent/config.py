@@ -103,6 +103,11 @@ class Layout:
         return self.root / "slots"
 
     @property
+    def prepacked(self) -> Path:
+        """Models as they are laid out for this CPU."""
+        return self.root / "prepacked"
+
+    @property
     def spool(self) -> Path:
         """Segments, by boot."""
         return self.root / "spool"

@@ -123,7 +123,7 @@ class Control:
         self._files = BundleFiles(
             Slots(layout.slots), config, fleet_url=self._fleet_url,
             ca_file=identity.ca_file, device_file=identity.device_file,
-            inventory=self._inventory,
+            inventory=self._inventory, cache_dir=layout.prepacked.absolute(),
         )  # fmt: skip
         self._installer = Installer(
             self._files, self._supervisor,
@@ -363,6 +363,7 @@ class Control:
             slots=[],
             window_s=self._policy.window_s,
             threads=config.threads,
+            cache_dir=str(self._layout.prepacked.absolute()),
             segment_bytes=config.segment_bytes,
             spool_max_bytes=config.spool_max_bytes,
             max_body_bytes=config.max_body_bytes,

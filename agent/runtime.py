@@ -4,6 +4,7 @@ One thread unless told otherwise and no spinning: on a device that does other wo
 a spinning second thread doubles the CPU for nothing (measured).
 """
 
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,18 +16,25 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from agent import prepacked
 from agent.measure import Pace, example, measure_pace
 from skerry.canonical import sha256
 from skerry.errors import FormatError, RefusedError
 from skerry.features import Extractor, extractor
-from skerry.manifest import FileRef, Manifest, parse_manifest
+from skerry.manifest import FileRef, Manifest, Variant, parse_manifest
 from skerry.onnx_outline import DEVICE, check_outline
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
-__all__ = ["Model", "Row", "read_manifest"]
+__all__ = ["Model", "Row", "prepack", "read_manifest"]
 
 Tensors = Mapping[str, NDArray[Any]]
+CPU: Final = "CPUExecutionProvider"
+PACKING: Final = {
+    "session.optimized_model_external_initializers_file_name": prepacked.WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "64",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 ORT_TYPES: Final = {
     "tensor(bool)": "BOOL", "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16",
     "tensor(uint32)": "UINT32", "tensor(uint64)": "UINT64", "tensor(int8)": "INT8",
@@ -62,17 +70,28 @@ class Model:
         manifest: of its bundle.
         variant: the id of the variant that the file is.
         threads: of one operator.
+        cache_dir: where models lie prepacked; None to load the file itself.
 
     Raises:
         RefusedError: it does not load, or is not what its manifest says.
     """
 
-    def __init__(self, file: Path, manifest: Manifest, variant: str, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        file: Path,
+        manifest: Manifest,
+        variant: str,
+        *,
+        threads: int = 1,
+        cache_dir: Path | None = None,
+    ) -> None:
         chosen = next((v for v in manifest.variants if v.id == variant), None)
         if chosen is None:
             raise RefusedError(f"expected a variant of the manifest, got {variant!r}")
         started = time.perf_counter()
-        self._session = _open(_verified(file, chosen.file), chosen.provider, threads)
+        packed = _open_packed(chosen, cache_dir, threads)
+        self.prepacked: Final = packed is not None
+        self._session = packed or _open(_verified(file, chosen.file), _options(threads), chosen)
         self.manifest: Final = manifest
         self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
         self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
@@ -160,18 +179,76 @@ def _verified(file: Path, expected: FileRef) -> bytes:
     return data
 
 
-def _open(data: bytes, provider: str, threads: int) -> ort.InferenceSession:
+def prepack(file: Path, manifest: Manifest, variant: str, cache_dir: Path, threads: int) -> bool:
+    """Keep a model as this onnxruntime lays it out for this CPU; False where it is not worth it.
+
+    Args:
+        file: single-file ONNX; it is verified here.
+        manifest: of its bundle.
+        variant: of the manifest.
+        cache_dir: of all models.
+        threads: of one operator.
+
+    Raises:
+        RefusedError: the file does not load, or is not what the manifest says.
+    """
+    chosen = next(v for v in manifest.variants if v.id == variant)
+    folder = _place(cache_dir, chosen, threads)
+    if chosen.file.size_bytes < prepacked.LEAST_BYTES or chosen.provider != CPU:
+        return False
+    if prepacked.find(folder) is not None:
+        return True
+    data = _verified(file, chosen.file)
+    options = _options(threads)
+    for key, value in PACKING.items():
+        options.add_session_config_entry(key, value)
+
+    def write(part: Path) -> None:
+        options.optimized_model_filepath = str(part / prepacked.GRAPH)
+        _open(data, options, chosen)
+
+    return prepacked.make(folder, write)
+
+
+def _open_packed(
+    chosen: Variant, cache_dir: Path | None, threads: int
+) -> ort.InferenceSession | None:
+    """Return the session of a prepacked model, where one is there, whole, and fits."""
+    if cache_dir is None or chosen.provider != CPU:
+        return None
+    graph = prepacked.find(_place(cache_dir, chosen, threads))
+    if graph is None:
+        return None
+    options = _options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        # by its path, so that the weights are mapped and not copied
+        return ort.InferenceSession(str(graph), options, providers=[CPU])
+    except Exception:  # onnxruntime's errors share no other base; the file itself is still there
+        shutil.rmtree(graph.parent, ignore_errors=True)
+        return None
+
+
+def _place(cache_dir: Path, chosen: Variant, threads: int) -> Path:
+    return prepacked.place(cache_dir, chosen.file.digest, runtime=ort.__version__, threads=threads)
+
+
+def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if provider not in ort.get_available_providers():
-        raise RefusedError(f"expected {provider} in this onnxruntime; it is not built in")
+    return options
+
+
+def _open(data: bytes, options: ort.SessionOptions, chosen: Variant) -> ort.InferenceSession:
+    if chosen.provider not in ort.get_available_providers():
+        raise RefusedError(f"expected {chosen.provider} in this onnxruntime; it is not built in")
     try:
         # from bytes: a path would let a model name files beside itself
-        return ort.InferenceSession(data, options, providers=[provider])
+        return ort.InferenceSession(data, options, providers=[chosen.provider])
     except Exception as error:  # as above
         raise RefusedError(
             f"onnxruntime cannot load the model: {str(error)[:500]}", "load_failed"

@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             config = from_json(args.config.read_bytes(), ServeConfig)
             started = time.perf_counter()
-            models = [_load(slot, config.threads) for slot in config.slots]
+            models = [_load(slot, config) for slot in config.slots]
         except (SkerryError, OSError) as error:
             _LOG.error("cannot start: %s", error)
             with contextlib.suppress(OSError):
@@ -288,11 +288,14 @@ def _workers(threads: int) -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // max(threads, 1)))
 
 
-def _load(slot: ServeSlot, threads: int) -> tuple[ServeSlot, Model, CountPlan]:
+def _load(slot: ServeSlot, config: ServeConfig) -> tuple[ServeSlot, Model, CountPlan]:
     manifest = read_manifest(Path(slot.manifest_file))
     data = Path(slot.baseline_file).read_bytes()
     baseline = parse_baseline(data)
-    model = Model(Path(slot.model_file), manifest, slot.variant, threads=threads)
+    cache_dir = Path(config.cache_dir) if config.cache_dir else None
+    model = Model(
+        Path(slot.model_file), manifest, slot.variant, threads=config.threads, cache_dir=cache_dir
+    )
     return slot, model, count_plan(manifest, baseline)
 
 

@@ -77,6 +77,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: list[ServeSlot]
     window_s: float = 60.0
     threads: int = 1  # of onnxruntime, per operator
+    cache_dir: str = ""  # where models lie prepacked
     segment_bytes: int = 1 << 20
     spool_max_bytes: int = 256 << 20  # beyond it predictions are answered and counted, not recorded
     sync_s: float = 0.2  # records are power-safe after so many seconds, or 32 records; 0 is never
@@ -217,11 +218,19 @@ def serve_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def smoke_command(
-    *, model: Path, manifest: Path, golden: Path, variant: str, memory_mb: int = 0, cpu_s: int = 0
+    *,
+    model: Path,
+    manifest: Path,
+    golden: Path,
+    variant: str,
+    cache_dir: Path,
+    threads: int = 1,
+    memory_mb: int = 0,
+    cpu_s: int = 0,
 ) -> list[str]:
     """Return the argument list of a smoke run; it prints a `SmokeResult`, give it a timeout."""
     return [
         sys.executable, "-m", "agent.smoke", "--model", str(model), "--manifest", str(manifest),
         "--golden", str(golden), "--variant", variant, "--memory-mb", str(memory_mb),
-        "--cpu-s", str(cpu_s),
+        "--cpu-s", str(cpu_s), "--cache", str(cache_dir), "--threads", str(threads),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """A first run of a release, in a child process that may crash, hang or grow.
 
     python -m agent.smoke --model FILE --manifest FILE --golden FILE --variant ID [--memory-mb N]
-                          [--cpu-s N]
+                          [--cpu-s N] [--cache DIR] [--threads N]
 
 Loads the variant, runs the golden set and compares: predictions may differ in a share
 of rows, output values by `atol`, both measured when the release was built. Prints one
@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.runtime import Model, read_manifest
+from agent.runtime import Model, prepack, read_manifest
 from agent.serve_protocol import SmokeResult
 from skerry.canonical import from_msgpack
 from skerry.errors import RefusedError, SkerryError
@@ -39,8 +39,25 @@ BEFORE_LOADING: Final = frozenset(
 Tensors = dict[str, NDArray[Any]]
 
 
-def smoke(model_file: Path, manifest_file: Path, golden_file: Path, variant: str) -> SmokeResult:
-    """Load a variant, run the golden set, and say what came of it."""
+def smoke(
+    model_file: Path,
+    manifest_file: Path,
+    golden_file: Path,
+    variant: str,
+    *,
+    cache_dir: Path | None = None,
+    threads: int = 1,
+) -> SmokeResult:
+    """Load a variant, run the golden set, and say what came of it.
+
+    Args:
+        model_file: verified.
+        manifest_file: of the bundle.
+        golden_file: of the bundle.
+        variant: of the manifest.
+        cache_dir: where the model is kept prepacked, which is then what is run.
+        threads: of one operator.
+    """
     try:
         manifest = read_manifest(manifest_file)
         golden = from_msgpack(golden_file.read_bytes(), Golden, limit=MAX_GOLDEN_BYTES)
@@ -48,7 +65,9 @@ def smoke(model_file: Path, manifest_file: Path, golden_file: Path, variant: str
     except (SkerryError, OSError) as error:
         return SmokeResult(ok=False, code="bad_files", message=str(error))
     try:
-        model = Model(model_file, manifest, variant)
+        if cache_dir is not None:
+            prepack(model_file, manifest, variant, cache_dir, threads)
+        model = Model(model_file, manifest, variant, threads=threads, cache_dir=cache_dir)
     except SkerryError as error:
         return SmokeResult(ok=False, code=_code(error), message=str(error))
     try:
@@ -82,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--memory-mb", type=int, default=0, help="of private memory; 0 is no limit")
     parser.add_argument("--cpu-s", type=int, default=0, help="seconds of CPU; 0 is no limit")
+    parser.add_argument("--cache", type=Path, help="where the model is kept prepacked")
+    parser.add_argument("--threads", type=int, default=1, help="of one operator")
     args = parser.parse_args(argv)
     if args.memory_mb:
         limit = args.memory_mb << 20
@@ -90,7 +111,10 @@ def main(argv: list[str] | None = None) -> int:
         resource.setrlimit(resource.RLIMIT_CPU, (args.cpu_s, args.cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     np.seterr(all="ignore")
-    result = smoke(args.model, args.manifest, args.golden, args.variant)
+    result = smoke(
+        args.model, args.manifest, args.golden, args.variant,
+        cache_dir=args.cache, threads=args.threads,
+    )  # fmt: skip
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     return 0 if result.ok else 1
 

@@ -33,6 +33,8 @@ async def smoke_run(files: BundleFiles, release: Release, variant: str) -> Smoke
         manifest=files.manifest_path(bundle),
         golden=files.path(bundle, manifest.golden),
         variant=variant,
+        cache_dir=files.cache_dir,
+        threads=files.config.threads,
         memory_mb=files.config.smoke_memory_mb or _half_of_the_memory_mb(),
         cpu_s=math.ceil(files.config.smoke_timeout_s) + 1,
     )

@@ -65,6 +65,7 @@ class Place:
             ca_file=self.folder / "ca.crt",
             device_file=self.folder / "device.pem",
             inventory=inventory,
+            cache_dir=self.folder / "prepacked",
         )
 
     def fetched(self) -> set[str]:

@@ -95,6 +95,7 @@ class Device:
             self.slots, AgentConfig(**({"disk_reserve_bytes": 0} | settings)),
             fleet_url=self.server.url, ca_file=self.folder / "ca.crt",
             device_file=self.folder / "device.pem", inventory=MINE,
+            cache_dir=self.folder / "prepacked",
         )  # fmt: skip
 
     async def update(self, release: Release, files: BundleFiles | None = None) -> BundleFiles:

@@ -46,6 +46,7 @@ def test_a_good_release_passes_in_a_process_of_its_own(release: Release) -> None
         manifest=Path(slot.manifest_file),
         golden=release.golden_file,
         variant=slot.variant,
+        cache_dir=release.golden_file.parent / "prepacked",
         memory_mb=1024,
     )
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -61,6 +62,7 @@ def test_a_process_without_memory_fails_and_harms_nobody(release: Release) -> No
     command = smoke_command(
         model=Path(slot.model_file), manifest=Path(slot.manifest_file),
         golden=release.golden_file, variant=slot.variant, memory_mb=1,
+            cache_dir=release.golden_file.parent / "prepacked",
     )  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0

@@ -64,6 +64,31 @@ def images(n: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((n, 1, 4, 4), dtype=np.float32)
 
 
+def wide_model(width: int = 1024) -> bytes:
+    """Scores [batch, 3] of an image [batch, 1, 4, 4] by way of a wide layer: a file of 4 MB."""
+    random = np.random.default_rng(7)
+    weights = {
+        "into": random.normal(size=(16, width)) / 4,
+        "across": random.normal(size=(width, width)) / width**0.5,
+        "out": random.normal(size=(width, len(CLASSES))) / width**0.5,
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+            helper.make_node("MatMul", ["flat", "into"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("MatMul", ["b", "across"], ["c"]),
+            helper.make_node("Relu", ["c"], ["d"]),
+            helper.make_node("MatMul", ["d", "out"], ["scores"]),
+        ],
+        "wide",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 4, 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(CLASSES)])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    return save(graph)
+
+
 def linear_model(seed: int = 0) -> bytes:
     """Scores [batch, 3] of an image [batch, 1, 4, 4]: flatten, then a linear layer."""
     weight = np.random.default_rng(seed).normal(size=(16, len(CLASSES))).astype(np.float32)
@@ -278,14 +303,29 @@ def write_release(
     return Release(slot, manifest, directory / "golden")
 
 
-def replace_model(release: Release, data: bytes) -> None:
-    """Put another model into a release, with its digest in the manifest."""
+def replace_model(release: Release, data: bytes) -> Release:
+    """Put another model into a release, with its digest in the manifest; return it so."""
     variant = msgspec.structs.replace(
         release.manifest.variants[0], file=FileRef(sha256(data), len(data))
     )
     manifest = msgspec.structs.replace(release.manifest, variants=[variant])
     Path(release.slot.model_file).write_bytes(data)
     Path(release.slot.manifest_file).write_bytes(to_json(manifest))
+    return Release(release.slot, manifest, release.golden_file)
+
+
+def replace_golden(release: Release) -> Release:
+    """Take what an image model answers now as its golden set."""
+    rows = images(8, seed=99)
+    values = release.run(rows)
+    golden = Golden(
+        [GoldenTensor("image", "FP32", [8, 1, 4, 4], rows.tobytes())],
+        [GoldenTensor("scores", "FP32", [8, 3], values.tobytes())],
+        max_disagree=0.0,
+        atol=1e-4,
+    )
+    release.golden_file.write_bytes(to_msgpack(golden))
+    return release
 
 
 def listen() -> socket.socket:
