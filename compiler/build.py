@@ -11,7 +11,7 @@
         calibrate.py   ranges of its tensors
         quantize.py    8 bits; pack.py: fewer bytes, and float as it runs
         sensitivity.py which layers must stay in float
-        metrics.py     how good; evaluate.py: against fp32, paired
+        metrics.py     how good; evaluate.py: against fp32, paired; interval.py: how surely
         latency.py     CPU time against fp32; footprint.py: memory
         gate.py        whether it ships, and why
     assemble.py     the manifest and the layers:

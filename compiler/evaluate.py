@@ -1,31 +1,30 @@
 """How good a variant is: its metric, and its drop below fp32 with an interval.
 
-Both answer the same samples, so the comparison is paired. Where each sample is right or
-wrong, only those on which exactly one of the two is right say anything (McNemar): the
-interval is the adjusted Wald interval for matched pairs of Agresti and Min (2005), which
-adds half a sample to each of the four cells: closed form, no chance in it, and honest
-even where the two never differ. Any other metric gets a paired percentile bootstrap
-(Efron and Tibshirani 1993, chapter 13) from fixed seeds.
+Both answer the same samples, so the comparison is paired; `compiler.interval` says between
+which values the drop lies.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.interval import (
+    drop_interval,
+    mean_interval,
+    never_differ,
+    samples_for,
+    whole_interval,
+)
 from compiler.metrics import Function, Score, predictions, score
-from compiler.recipe import Metric
+from compiler.recipe import LOWER_IS_BETTER, Metric
 from skerry.errors import RefusedError
 
-__all__ = ["Quality", "Slice", "compare", "drop_interval", "samples_needed"]
+__all__ = ["Quality", "Slice", "compare", "samples_needed"]
 
-Z: Final = 1.959964  # 95 %
 SQUARES: Final = 1 << 20  # values squared at a time
-RESAMPLES_OF_MEANS: Final = 2000
-RESAMPLES: Final = 400
-AT_A_TIME: Final = 4_000_000  # entries of resampled means in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,8 @@ class Quality:
         agreement: share of predictions that are fp32's; None where nothing is predicted.
         sqnr_db: power of fp32's output over that of the difference, in dB.
         slices: groups of the data.
+        differ: samples that only fp32, and only the variant, has right; None where no sample is
+            simply right or wrong.
     """
 
     value: float
@@ -64,6 +65,16 @@ class Quality:
     agreement: float | None = None
     sqnr_db: float | None = None
     slices: tuple[Slice, ...] = field(default=())
+    differ: tuple[int, int] | None = None
+
+
+class Drop(NamedTuple):
+    """How much worse than fp32, its 95 % interval, and which samples differ if one can say."""
+
+    drop: float
+    low: float
+    high: float
+    differ: tuple[int, int] | None = None
 
 
 def compare(
@@ -92,7 +103,7 @@ def compare(
     """
     mine = score(metric, output, labels, reference, function)
     theirs = score(metric, reference, labels, reference, function)
-    drop, low, high = _drop(metric, mine, theirs)
+    drop, low, high, differ = _drop(metric, mine, theirs)
     agreement = None
     if metric.reading != "none":
         same = predictions(output, metric) == predictions(reference, metric)
@@ -105,6 +116,7 @@ def compare(
         drop_high=high,
         agreement=agreement,
         sqnr_db=sqnr_db(output, reference),
+        differ=differ,
         slices=tuple(
             part
             for name, groups in (slices or {}).items()
@@ -132,27 +144,14 @@ def sqnr_db(output: NDArray[Any], reference: NDArray[Any]) -> float | None:
     return min(120.0, 10 * float(np.log10(signal / noise))) if noise > 0 else 120.0
 
 
-def drop_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a drop in shares.
-
-    Args:
-        lost: samples that only fp32 has right.
-        gained: samples that only the variant has right.
-        n: all samples.
-    """
-    m = n + 2.0
-    difference = (lost - gained) / m
-    spread = ((lost + gained + 1.0) / m - difference * difference) / m
-    half = Z * max(spread, 0.0) ** 0.5
-    return max(-1.0, difference - half), min(1.0, difference + half)
-
-
 def samples_needed(quality: Quality, limit: float) -> int | None:
     """Return about how many samples would decide whether the drop is within a limit.
 
-    None where no number would: the drop is the limit. The interval's half shrinks with the
-    root of the number of samples.
+    None where no number would: the drop is the limit. Where it is not known how many samples
+    differ, the interval's half shrinks with the root of their number.
     """
+    if quality.differ is not None:
+        return samples_for(*quality.differ, quality.n, limit)
     margin = abs(limit - quality.drop)
     half = (quality.drop_high - quality.drop_low) / 2
     if margin < 1e-9:
@@ -160,39 +159,27 @@ def samples_needed(quality: Quality, limit: float) -> int | None:
     return int(np.ceil(quality.n * (half / margin) ** 2 * 1.05))
 
 
-def _drop(metric: Metric, mine: Score, theirs: Score) -> tuple[float, float, float]:
+def _drop(metric: Metric, mine: Score, theirs: Score) -> Drop:
     sign = -1.0 if metric.falls else 1.0
-    drop = sign * (theirs.value - mine.value)
-    if mine.per_sample is None or theirs.per_sample is None:
-        return drop, *_bootstrap_whole(mine, theirs, sign)
+    drop, n = sign * (theirs.value - mine.value), mine.n
     a, b = mine.per_sample, theirs.per_sample
-    if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
+    if a is None or b is None:
+        low, high = -1.0, 1.0
+        if n > 1:
+            low, high = whole_interval(lambda w: sign * (theirs.of(w) - mine.of(w)), drop, n)
+    elif np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         lost, gained = int((b > a).sum()), int((a > b).sum())
-        low, high = drop_interval(lost, gained, mine.n)
-        return (drop, low, high) if sign > 0 else (drop, -high, -low)
-    return drop, *_bootstrap_means(sign * (b - a))
-
-
-def _bootstrap_means(differences: NDArray[np.float64]) -> tuple[float, float]:
-    rng = np.random.default_rng(0)  # the same samples have the same interval
-    n, means = len(differences), []
-    rounds = max(1, AT_A_TIME // n)
-    for start in range(0, RESAMPLES_OF_MEANS, rounds):
-        many = min(rounds, RESAMPLES_OF_MEANS - start)
-        means.append(differences[rng.integers(0, n, (many, n))].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _bootstrap_whole(mine: Score, theirs: Score, sign: float) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    drops = []
-    for _ in range(RESAMPLES):
-        picks = rng.integers(0, mine.n, mine.n)
-        weights = np.bincount(picks, minlength=mine.n).astype(np.float64)
-        drops.append(sign * (theirs.of(weights) - mine.of(weights)))
-    low, high = np.quantile(drops, [0.025, 0.975])
-    return float(low), float(high)
+        differ = (lost, gained) if sign > 0 else (gained, lost)
+        return Drop(drop, *drop_interval(*differ, n), differ)
+    elif n > 1:
+        low, high = mean_interval(sign * (b - a))
+    else:  # one sample tells nothing of others
+        reach = max(1.0, abs(mine.value), abs(theirs.value))
+        low, high = drop - reach, drop + reach
+    if low == high == 0 and metric.name not in LOWER_IS_BETTER:
+        high = never_differ(n)  # shares, of which a sample that differs was not seen yet
+        low = -high
+    return Drop(drop, low, high)
 
 
 def _slice(
@@ -218,5 +205,5 @@ def _slice(
         raise RefusedError(
             f"gate.slices.{name}, group {group!r} (n={n}): {error}", error.code
         ) from None
-    drop, low, high = _drop(metric, mine, theirs)
+    drop, low, high, _ = _drop(metric, mine, theirs)
     return Slice(name, group, mine.n, mine.value, drop, low, high)

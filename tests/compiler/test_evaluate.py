@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.evaluate import compare, drop_interval, samples_needed, sqnr_db
+from compiler.evaluate import compare, samples_needed, sqnr_db
+from compiler.interval import drop_interval, student
 from compiler.recipe import Metric
 from skerry.errors import RefusedError
 
@@ -28,7 +29,7 @@ def test_only_samples_on_which_one_of_the_two_is_right_count_as_a_drop() -> None
 def test_two_that_never_differ_still_have_an_interval() -> None:
     low, high = drop_interval(0, 0, 300)
     assert low == -high
-    assert 0.004 < high < 0.01
+    assert 0.0099 < high < 0.01  # three in 300: fewer may well not have shown
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(100, 1000))
@@ -99,3 +100,56 @@ def test_an_output_that_is_not_finite_is_refused(bad: float) -> None:
     output[1, 2] = bad
     with pytest.raises(RefusedError, match="NaN or infinity"):
         compare(ACCURACY, output, one_hot([0, 1]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(("n", "limit"), [(50, 0.05), (100, 0.02), (300, 0.01), (1000, 0.01)])
+def test_a_drop_at_the_limit_is_seldom_let_through(n: int, limit: float) -> None:
+    lost = np.random.default_rng(3).binomial(n, limit, 4000)  # the worst case: losses alone
+    let_through = [drop_interval(int(many), 0, n)[1] <= limit for many in lost]
+    assert np.mean(let_through) < 0.055
+
+
+@pytest.mark.parametrize("name", ["f1", "auc", "iou", "cosine", "top_k"])
+def test_a_few_samples_without_a_difference_prove_nothing(name: str) -> None:
+    labels = np.array([0, 1, 2] * 4)
+    metric = Metric("y", name=name, k=1)
+    wanted = one_hot(labels.tolist()) if name == "iou" else labels
+    quality = compare(metric, one_hot(labels.tolist()), one_hot(labels.tolist()), wanted)
+    assert quality.drop == 0
+    assert quality.drop_high > 0.2
+    assert samples_needed(quality, 0.01) is not None
+
+
+@pytest.mark.parametrize("name", ["mae", "rmse", "cosine", "f1"])
+def test_one_sample_proves_nothing(name: str) -> None:
+    fp32 = np.array([[1.0, 0.2]])
+    labels = np.array([0]) if name == "f1" else fp32 * 1.1
+    quality = compare(Metric("y", name=name), fp32 * 1.01, fp32, labels)
+    assert quality.drop_high >= 0.9
+
+
+def test_few_samples_of_an_error_cover_the_truth_too() -> None:
+    rng = np.random.default_rng(9)
+    mae, covered = Metric("y", name="mae"), []
+    for _ in range(400):
+        fp32, noise = rng.normal(size=6), np.abs(rng.normal(0.1, 0.05, 6))
+        quality = compare(mae, (fp32 + noise)[:, None], fp32[:, None], fp32)
+        expected = 0.1008  # of a normal of 0.1 and 0.05, folded at 0
+        covered.append(quality.drop_low <= expected <= quality.drop_high)
+    assert 0.92 < np.mean(covered) < 0.99
+
+
+def test_the_samples_needed_are_neither_too_many_nor_too_few() -> None:
+    labels = np.zeros(50, int)
+    same = compare(ACCURACY, one_hot([0] * 50), one_hot([0] * 50), labels)
+    assert samples_needed(same, 0.01) == 299  # the rule of three
+    lost = compare(ACCURACY, one_hot([1] + [0] * 49), one_hot([0] * 50), labels)
+    needed = samples_needed(lost, 0.05)
+    assert needed is not None
+    assert drop_interval(needed / 50, 0, needed)[1] <= 0.05
+    assert drop_interval((needed - 5) / 50, 0, needed - 5)[1] > 0.05
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (3, 3.182), (10, 2.228), (100, 1.984)])
+def test_students_t(freedom: int, t: float) -> None:
+    assert student(freedom) == pytest.approx(t, rel=0.01)
