@@ -16,6 +16,8 @@ from agent.config import AgentConfig
 from agent.download import Fetcher
 from agent.facts import Release
 from agent.patches import Patches
+from agent.places import Places
+from agent.room import check_room, missing_bytes, used_bytes
 from agent.serve_protocol import ServeSlot
 from agent.slots import Slots, variant_of
 from agent.threads import beside
@@ -34,16 +36,20 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 
 
 class BundleFiles:
-    """Fetches bundles from one place and keeps them in the slots.
+    """Fetches bundles and keeps them in the slots.
 
     Args:
         slots: where they are kept.
         config: limits.
-        fleet_url: of the device listener, or of any OCI registry that has the bundles.
+        fleet_url: of the device listener; mirrors are in the settings.
         ca_file: of the fleet's authorities, for https.
         device_file: this device's key and certificate, for https.
         inventory: of this device.
+    <<<<<<< HEAD
         cache_dir: where models lie prepacked.
+    =======
+        spool: the outbox on the same disk, whose quota no release takes; None for none.
+    >>>>>>> 868826f (wip)
     """
 
     def __init__(
@@ -56,11 +62,12 @@ class BundleFiles:
         device_file: Path,
         inventory: Inventory,
         cache_dir: Path,
+        spool: Path | None = None,
     ) -> None:
         self.config: Final = config
         self._slots = slots
-        self._fleet_url = fleet_url
-        self._ca_file, self._device_file = ca_file, device_file
+        self._places = Places(config, fleet_url=fleet_url, ca_file=ca_file, device_file=device_file)
+        self._spool = spool
         self._inventory = inventory
         self.cache_dir: Final = cache_dir
         self._fetching = threading.Lock()
@@ -115,6 +122,8 @@ class BundleFiles:
         oci = self._slots.oci(bundle)
         for file in needed:
             self._check_listed(oci, file)
+        await beside(partial(self._check_room, bundle, needed), "room")
+        for file in needed:
             if file == model_file and await self.patches.bring(release, file):
                 continue
             await self._in_thread(partial(self._fetch_file, model, bundle, file))
@@ -197,6 +206,15 @@ class BundleFiles:
         await self._in_thread(partial(self._fetch_file, model, bundle, file))
         return self._slots.path(bundle, patch.digest)
 
+    def _check_room(self, bundle: str, needed: Iterable[FileRef]) -> None:
+        """See that the files fit beside everything that the outbox may still take."""
+        paths = [(self._slots.path(bundle, file.digest), file.size_bytes) for file in needed]
+        config, quota = self.config, 0
+        if self._spool is not None:
+            quota = max(0, config.spool_max_bytes - used_bytes(self._spool))
+        kept_free = config.disk_reserve_bytes + quota
+        check_room(self._slots.directory(bundle), missing_bytes(paths), kept_free)
+
     def _check_listed(self, oci: OciManifest, file: FileRef) -> None:
         sizes = {layer.digest: layer.size for layer in oci.layers}
         if sizes.get(file.digest) != file.size_bytes:
@@ -210,20 +228,11 @@ class BundleFiles:
     async def _in_thread(self, work: Callable[[Fetcher], T]) -> T:
         """Run blocking work; when this task is cancelled, the download stops soon."""
         stopped = threading.Event()
-        fetcher = Fetcher(
-            self._fleet_url,
-            timeout_s=self.config.download_timeout_s,
-            ca_file=self._ca_file,
-            cert_file=self._device_file,
-            key_file=self._device_file,
-            reserve_bytes=self.config.disk_reserve_bytes,
-            stopped=stopped.is_set,
-        )
 
         def one_at_a_time() -> T:
             # one that was cancelled may still write to the same part
             with self._fetching:
-                return work(fetcher)
+                return self._places.fetch(work, stopped.is_set)
 
         try:
             return await beside(one_at_a_time, "fetch")

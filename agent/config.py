@@ -45,7 +45,11 @@ class AgentConfig:
     smoke_timeout_s: float = 120.0
     smoke_memory_mb: int = 0  # limit of a smoke run, 0 for half of the machine's
     verify_timeout_s: float = 60.0
+    mirrors: tuple[str, ...] = ()  # addresses that have bundles too, tried before the fleet
     download_timeout_s: float = 30.0  # without a byte
+    download_max_bytes_s: int = 0  # of all downloads together; 0: as fast as it goes
+    download_min_bytes_s: int = 1024  # slower over download_slow_s is given up; 0: never
+    download_slow_s: float = 60.0
     download_max_bytes: int = 4 << 30  # of one file
     patches: bool = True  # of files that are here already, where a release comes with them
     patch_timeout_s: float = 300.0  # to make a file of one
@@ -64,9 +68,18 @@ class AgentConfig:
             )
         for name in ("poll_s", "resend_s", "reconnect_base_s", "reconnect_cap_s", "keepalive_s",
                      "health_s", "news_s", "threads", "start_timeout_s", "drain_s", "smoke_timeout_s",
-                     "verify_timeout_s", "download_timeout_s", "download_max_bytes", "patch_timeout_s"):  # fmt: skip
+                     "verify_timeout_s", "download_timeout_s", "download_slow_s", "download_max_bytes", "patch_timeout_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")
+        slowest, fastest = self.download_min_bytes_s, self.download_max_bytes_s
+        if slowest < 0 or fastest < 0 or 0 < fastest < 2 * slowest:
+            raise UsageError(
+                f"expected download_max_bytes_s of 0 or at least twice download_min_bytes_s, "
+                f"got {fastest} and {slowest}"
+            )
+        for url in map(str, self.mirrors):
+            if not url.startswith(("http://", "https://")):
+                raise UsageError(f"expected mirrors at http or https addresses, got {url!r}")
         if self.consent not in {"auto", "ask"}:
             raise UsageError(f"expected consent auto or ask, got {self.consent!r}")
         _ = parse_windows(self.update_windows), parse_zone(self.time_zone)
@@ -153,8 +166,11 @@ def load_config(file: Path | None, **overrides: Any) -> AgentConfig:
         kind = type(fields[key].default)
         if kind is float and type(value) is int:
             values[key] = float(value)
+        elif kind is tuple and type(value) is list:
+            values[key] = tuple(value)
         elif type(value) is not kind:
-            raise UsageError(f"{where}expected {key} to be {kind.__name__}, got {value!r}")
+            wanted = "a list" if kind is tuple else kind.__name__
+            raise UsageError(f"{where}expected {key} to be {wanted}, got {value!r}")
     return AgentConfig(**values)
 
 

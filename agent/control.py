@@ -123,7 +123,7 @@ class Control:
         self._files = BundleFiles(
             Slots(layout.slots), config, fleet_url=self._fleet_url,
             ca_file=identity.ca_file, device_file=identity.device_file,
-            inventory=self._inventory, cache_dir=layout.prepacked.absolute(),
+            inventory=self._inventory, cache_dir=layout.prepacked.absolute(), spool=layout.spool,
         )  # fmt: skip
         self._installer = Installer(
             self._files, self._supervisor,

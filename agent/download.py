@@ -2,24 +2,34 @@
 
 A file grows as ``<name>.part`` and takes its name when its digest is right. After a break it
 goes on where it stopped (HTTP Range); a part that turns out wrong is thrown away once and
-begun again. Blocking: call it in a thread.
+begun again. A server that drips is abandoned (`agent.pace`). Blocking: call it in a thread.
 """
 
+import errno
 import hashlib
 import http.client
 import os
-import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from agent.ask import problem_of, tls_fault
 from agent.durable import fsync_dir
-from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
+from agent.pace import Limiter, SlowError, TooSlow, Watchdog, watched
+from agent.room import NO_ROOM, check_room
+from skerry.errors import (
+    FormatError,
+    NotFoundError,
+    RefusedError,
+    SkerryError,
+    TrustError,
+    UnreachableError,
+)
 from skerry.io.tls import client_context
 
 __all__ = ["Fetcher"]
@@ -27,6 +37,9 @@ __all__ = ["Fetcher"]
 SMALL_BYTES: Final = 64 << 10
 CHUNK_BYTES: Final = 1 << 20
 MAX_TAG: Final = 128
+MIN_BYTES_S: Final = 1024
+SLOW_S: Final = 60.0
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 CERTIFICATE_CODES: Final = frozenset({"certificate_missing", "certificate_refused"})
 
 
@@ -41,6 +54,9 @@ class Fetcher:
         key_file: PEM of its key. The three are read anew when they were replaced.
         reserve_bytes: free disk space that a download leaves.
         stopped: asked between chunks; True ends the download.
+        min_bytes_s: bytes a second that are worth waiting for, 0 for any.
+        slow_s: seconds over which they are counted.
+        limiter: of the rate of all downloads together.
     """
 
     def __init__(
@@ -53,7 +69,12 @@ class Fetcher:
         key_file: Path | None = None,
         reserve_bytes: int = 0,
         stopped: Callable[[], bool] = lambda: False,
+        min_bytes_s: int = MIN_BYTES_S,
+        slow_s: float = SLOW_S,
+        limiter: Limiter | None = None,
     ) -> None:
+        self._new_watchdog = partial(Watchdog, min_bytes_s, slow_s, limiter, stopped)
+        self._watchdog = self._new_watchdog()
         self._base = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._reserve_bytes = reserve_bytes
@@ -71,7 +92,7 @@ class Fetcher:
             NotFoundError: the server does not have it.
             RefusedError: the server answered with another error.
             FormatError: it is longer.
-            UnreachableError: no connection, or it broke.
+            UnreachableError: no connection, it broke, or it is too slow.
         """
         try:
             with self._open(path) as response:
@@ -82,7 +103,7 @@ class Fetcher:
                         raise FormatError(f"expected at most {limit} bytes at {path}")
                 return bytes(data)
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"reading {self._base}{path}: {error}") from None
+            raise self._broken("reading", path, error) from None
 
     def unless(self, path: str, etag: str, limit: int) -> tuple[bytes, str] | None:
         """Return body and ETag at a path, None if it still is what this ETag names.
@@ -104,7 +125,7 @@ class Fetcher:
                 if not (tag.isascii() and tag.isprintable() and len(tag) <= MAX_TAG):
                     tag = ""  # it goes into every later request
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"reading {self._base}{path}: {error}") from None
+            raise self._broken("reading", path, error) from None
         if len(data) > limit:
             raise FormatError(f"expected at most {limit} bytes at {path}")
         return data, tag
@@ -116,7 +137,7 @@ class Fetcher:
             NotFoundError: the server does not have it.
             RefusedError: no room on the disk, or the server answered with another error.
             TrustError: code ``digest_mismatch``: the server has other bytes.
-            UnreachableError: no connection, it broke, or the download was stopped.
+            UnreachableError: no connection, it broke, it is too slow, or the download was stopped.
         """
         if target.is_file():
             return
@@ -141,25 +162,28 @@ class Fetcher:
             have = 0
         if have == size_bytes and size_bytes > 0:
             return True
-        free = shutil.disk_usage(part.parent).free
-        if free < size_bytes - have + self._reserve_bytes:
-            raise RefusedError(
-                f"expected {size_bytes - have + self._reserve_bytes} free bytes, got {free}; "
-                "make room on the disk"
-            )
+        check_room(part.parent, size_bytes - have, self._reserve_bytes)
         try:
             with self._open(path, offset=have) as response:
                 resumed = have > 0 and response.status == 206
                 with part.open("ab" if resumed else "wb") as file:
                     self._copy(response, file, size_bytes - (have if resumed else 0))
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"fetching {self._base}{path}: {error}") from None
+            raise self._broken("fetching", path, error) from None
         if part.stat().st_size < size_bytes:
             raise UnreachableError(f"fetching {self._base}{path}: the connection ended early")
         return resumed
 
+    def _broken(self, doing: str, path: str, error: Exception) -> SkerryError:
+        if isinstance(error, TooSlow):
+            return SlowError(f"{self._base} sends {error}")
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return RefusedError(f"{doing} {path}: {error.strerror}; make room on the disk", NO_ROOM)
+        return UnreachableError(f"{doing} {self._base}{path}: {error}")
+
     def _copy(self, response: Any, file: Any, budget: int) -> None:
-        while chunk := response.read(SMALL_BYTES):
+        # what has come is written at once, so that a slow connection gets on at all
+        while chunk := response.read1(SMALL_BYTES):
             if self._stopped():
                 raise UnreachableError("the download was stopped")
             budget -= len(chunk)
@@ -175,6 +199,7 @@ class Fetcher:
         )
         if offset:
             request.add_header("Range", f"bytes={offset}-")
+        self._watchdog = self._new_watchdog()
         try:
             return self._current_opener().open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
@@ -192,6 +217,8 @@ class Fetcher:
             raise RefusedError(message) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, TooSlow):
+                raise self._broken("asking for", path, reason) from None
             if isinstance(reason, ssl.SSLCertVerificationError):
                 reason = tls_fault(reason, self._base, time.time())
             raise UnreachableError(f"no connection to {self._base}: {reason}") from None
@@ -199,14 +226,19 @@ class Fetcher:
     def _current_opener(self) -> urllib.request.OpenerDirector:
         """Return what opens connections, with certificates as they are now."""
         if self._base.startswith("http:"):
-            self._opener = self._opener or _opener(urllib.request.HTTPHandler())
+            plain = watched(urllib.request.HTTPHandler, self._current_watchdog)
+            self._opener = self._opener or _opener(plain)
             return self._opener
         facts = [file.stat() for file in self._files if file is not None]
         read = [(fact.st_ino, fact.st_mtime_ns) for fact in facts]
         if self._opener is None or read != self._read:
-            handler = urllib.request.HTTPSHandler(context=client_context(*self._files))
+            context = client_context(*self._files)
+            handler = watched(urllib.request.HTTPSHandler, self._current_watchdog, context=context)
             self._opener, self._read = _opener(handler), read
         return self._opener
+
+    def _current_watchdog(self) -> Watchdog:
+        return self._watchdog
 
     def _digest(self, part: Path, size_bytes: int) -> str:
         if not part.exists() or part.stat().st_size != size_bytes:

@@ -26,6 +26,7 @@ from agent.facts import (
     Event,
     Failed,
     Held,
+    Noted,
     Observe,
     ProbationObserved,
     Rejected,
@@ -43,6 +44,7 @@ from agent.facts import (
     Verify,
     Wait,
 )
+from agent.pace import SlowError
 from agent.permission import Hold
 from agent.smoke_run import smoke_run
 from agent.supervisor import Supervisor
@@ -65,6 +67,7 @@ PERMIT_S: Final = 2.0  # consent and windows are looked at so often
 RETRY_BASE_S: Final = 0.5
 RETRY_CAP_S: Final = 60.0
 STARTING: Final = ""  # no slot's name
+TELL: Final = 3  # after so many tries the fleet is told that a connection is missing
 TRIES: Final = 4  # of what is not a matter of the connection
 
 
@@ -176,7 +179,7 @@ class Installer:
                 await self._settle()
 
     async def _verified(self, effect: Verify) -> Event:
-        answer = await self._persist(lambda: self._verifier(effect))
+        answer = await self._persist(lambda: self._verifier(effect), effect)
         slot, id = effect.slot, effect.assignment_id
         if isinstance(answer, SkerryError):
             return Failed(slot, id, "verifier_failed", str(answer))
@@ -207,7 +210,7 @@ class Installer:
 
     async def _download(self, effect: Download) -> None:
         slot, id, release = effect.slot, effect.assignment_id, effect.release
-        manifest = await self._persist(lambda: self._files.fetch_manifest(release))
+        manifest = await self._persist(lambda: self._files.fetch_manifest(release), effect)
         if isinstance(manifest, SkerryError):
             self._handle(_outcome(slot, id, manifest))
             return
@@ -215,7 +218,7 @@ class Installer:
         if not variants:
             self._handle(Unfit(slot, id, "; ".join(reasons)))
             return
-        done = await self._persist(lambda: self._files.fetch_variant(release, variants[0]))
+        done = await self._persist(lambda: self._files.fetch_variant(release, variants[0]), effect)
         if isinstance(done, SkerryError):
             self._handle(_outcome(slot, id, done))
         else:
@@ -223,7 +226,9 @@ class Installer:
 
     async def _stage(self, effect: Stage) -> None:
         slot, id, variant = effect.slot, effect.assignment_id, effect.variant
-        done = await self._persist(lambda: self._files.fetch_variant(effect.release, variant))
+        done = await self._persist(
+            lambda: self._files.fetch_variant(effect.release, variant), effect
+        )
         if isinstance(done, SkerryError):
             code = done.code if isinstance(done, TrustError) else "not_downloaded"
             self._handle(SmokeFailed(slot, id, variant, code, str(done)))
@@ -287,7 +292,7 @@ class Installer:
             await self._files.fetch_variant(release, release.ref.variant)
 
     async def _persist(
-        self, work: Callable[[], Coroutine[Any, Any, Any]]
+        self, work: Callable[[], Coroutine[Any, Any, Any]], effect: Verify | Download | Stage
     ) -> Any:  # the work's result, or the error that ended it
         """Do work until it is done; without a connection for ever, else a few times."""
         attempt = failures = 0
@@ -299,6 +304,9 @@ class Installer:
             except UnreachableError as error:
                 if attempt == 0:
                     log.warning("%s; trying again", error)
+                if isinstance(error, SlowError) or attempt == TELL:
+                    code = "slow_retrieval" if isinstance(error, SlowError) else "unreachable"
+                    self._handle(Noted(effect.slot, effect.assignment_id, code, str(error)))
             except (NotFoundError, RefusedError, FormatError, SkerryError, OSError) as error:
                 failures += 1
                 log.warning("%s", error)
@@ -327,5 +335,7 @@ class Installer:
 def _outcome(slot: str, id: str, error: SkerryError) -> Event:
     if isinstance(error, TrustError):
         return Rejected(slot, id, error.code, str(error))
-    code = {NotFoundError: "not_found", RefusedError: "refused", FormatError: "bad_bundle"}
+    if isinstance(error, RefusedError):
+        return Failed(slot, id, error.code, str(error))
+    code = {NotFoundError: "not_found", FormatError: "bad_bundle"}
     return Failed(slot, id, code.get(type(error), "download_failed"), str(error))

@@ -36,6 +36,8 @@ def listen(host: str, port: int) -> socket.socket:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(listener.getsockname())
             probe.listen(1)
+        # who binds an address to be shared may do so until somebody listens there: no more now
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -6,6 +6,8 @@ no start    serve cannot be started: the candidate returns; without one, the slo
             changed last takes what it ran before, then the last release known to be good
 """
 
+from typing import Final
+
 import msgspec
 
 from agent.device_state import CANDIDATE_SERVES, Doing, Ending, Slot, Work, doing
@@ -15,6 +17,7 @@ from skerry.states import AssignmentState
 
 __all__ = ["Everywhere", "on_everywhere"]
 
+SLOW: Final = "slow_retrieval"
 _A = AssignmentState
 Everywhere = Ticked | ServeCrashed | ServeUnable | Restarted | Steadied
 
@@ -42,8 +45,10 @@ def on_everywhere(turn: Turn, event: Everywhere) -> None:
 
 def _on_ticked(turn: Turn, slot: Slot, work: Work) -> None:
     if work.spent_s(turn.now) >= work.want.deadline_s:
-        message = f"no end within {work.want.deadline_s:.0f} s"
-        turn.stop(slot, work, Ending(_A.TIMED_OUT, "deadline", message))
+        why = f": {work.note_message}" if work.note_message else ""
+        message = f"no end within {work.want.deadline_s:.0f} s{why}"
+        code = SLOW if work.note == SLOW else "deadline"
+        turn.stop(slot, work, Ending(_A.TIMED_OUT, code, message))
 
 
 def _on_crashed(turn: Turn, slot: Slot, work: Work, what: str) -> None:

@@ -159,6 +159,8 @@ class Supervisor:
     async def _start(self, slots: list[ServeSlot]) -> Child:
         try:
             for listener in self._listeners:
+                # connections that outlive this process must not keep the next one from its port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.listen(BACKLOG)  # until now, clients were refused at once
         except OSError as error:
             raise StartFailed(f"cannot listen: {error.strerror}") from None

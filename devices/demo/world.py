@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -151,6 +151,7 @@ class World:
 
     def start_agents(self) -> None:
         """Preauthorize, enrol and start every device, each with its own one-time token."""
+        self._ports = _free_ports(len(self.devices))
         with ThreadPoolExecutor(max_workers=3) as pool:
             list(pool.map(self._enrol, self.devices))
         for device in self.devices:
@@ -197,7 +198,7 @@ class World:
         )
         state = self.root / "devices" / device
         self.agent_command("enroll", "--state", state, "--token", answer["token"])
-        self.agents[device] = AgentProcess(device, state, _free_port())
+        self.agents[device] = AgentProcess(device, state, self._ports.pop())
 
     # --- the end --------------------------------------------------------------
 
@@ -242,7 +243,10 @@ class World:
             )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now, each another: they are held until all are found."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

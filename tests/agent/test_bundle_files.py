@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -180,3 +181,28 @@ async def test_nothing_that_is_not_here_can_be_tried(place: Place) -> None:
     assert (result.ok, result.code) == (False, "bad_files")
     with pytest.raises(SkerryError):
         place.files().serve_slot("reader", release)
+
+
+async def test_the_outbox_keeps_its_room_beside_a_new_release(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = place.offer(two_variants())
+    spool = place.folder / "spool"
+    (spool / "boot").mkdir(parents=True)
+    (spool / "boot" / "1.seg").write_bytes(bytes(4000))
+    needed = sum(len(LAYERS[name]) for name in ("model.onnx", "golden.msgpack", "baseline.msgpack"))
+    free = needed + 6000  # what the outbox has not used of its 10,000 bytes
+    monkeypatch.setattr(
+        "agent.room.shutil.disk_usage", lambda _: SimpleNamespace(free=free - missing)
+    )
+    for missing in (1, 0):
+        files = place.files(spool_max_bytes=10_000)
+        files._spool = spool
+        await files.fetch_manifest(release)
+        if missing:
+            with pytest.raises(RefusedError, match="make room") as caught:
+                await files.fetch_variant(release, "fp32-cpu")
+            assert caught.value.code == "no_room"
+            assert place.fetched() == set()
+        else:
+            await files.fetch_variant(release, "fp32-cpu")

@@ -53,3 +53,25 @@ def test_everything_lies_in_the_state_directory(tmp_path: Path) -> None:
               layout.status, layout.lock]  # fmt: skip
     assert {place.parent for place in places} == {tmp_path}
     assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('consent = "maybe"', "consent auto or ask"),
+        ('update_windows = "Mo 22:00-23:00"', "days such as"),
+        ('time_zone = "Mars"', "time zone"),
+        ('mirrors = ["ftp://m"]', "mirrors at http"),
+        ('mirrors = "http://m"', "mirrors to be a list"),
+        ("download_max_bytes_s = 1500", "twice download_min_bytes_s"),
+        ("download_slow_s = 0", "download_slow_s above 0"),
+    ],
+)
+def test_what_is_wrong_about_updates_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_config(written(tmp_path, text))
+
+
+def test_mirrors_are_a_list_of_addresses(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, 'mirrors = ["http://a:5000", "https://b"]'))
+    assert config.mirrors == ("http://a:5000", "https://b")

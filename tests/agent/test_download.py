@@ -1,13 +1,16 @@
 """Downloads: resumed, bounded, and never named before their digest is right."""
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.download import Fetcher
+from agent.pace import Limiter, SlowError, TooSlow, Watchdog
 from skerry.canonical import sha256
 from skerry.errors import FormatError, NotFoundError, RefusedError, TrustError, UnreachableError
 from tests.fakes.http_files import FileServer
@@ -104,8 +107,9 @@ def test_a_file_that_the_server_does_not_have_is_said_so(
 
 def test_a_full_disk_is_seen_before_the_download(server: FileServer, tmp_path: Path) -> None:
     fetcher = Fetcher(server.url, timeout_s=5.0, reserve_bytes=1 << 60)
-    with pytest.raises(RefusedError, match="make room"):
+    with pytest.raises(RefusedError, match="make room") as caught:
         fetcher.blob("/blob", tmp_path / "file", digest=DIGEST, size_bytes=len(DATA))
+    assert caught.value.code == "no_room"
     assert server.requests == []
 
 
@@ -133,6 +137,85 @@ def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
 def test_only_http_is_fetched(url: str) -> None:
     with pytest.raises(RefusedError, match="http"):
         Fetcher(url, timeout_s=1.0)
+
+
+# --- the pace ---------------------------------------------------------------------------------------
+
+
+def slow_fetcher(url: str, **settings: object) -> Fetcher:
+    return Fetcher(url, **{"timeout_s": 5.0, "min_bytes_s": 1000, "slow_s": 0.5, **settings})  # type: ignore[arg-type]
+
+
+def test_a_server_that_drips_is_given_up_and_what_came_is_kept(
+    server: FileServer, tmp_path: Path
+) -> None:
+    server.drip_s = 0.05
+    began = time.monotonic()
+    for server.drip_after in (200_000, 10_000):
+        with pytest.raises(SlowError, match="fewer than 1000 bytes a second"):
+            slow_fetcher(server.url).blob(
+                "/blob", tmp_path / "file", digest=DIGEST, size_bytes=len(DATA)
+            )
+    assert time.monotonic() - began < 5.0
+    kept = (tmp_path / "file.part").stat().st_size
+    assert 210_000 <= kept < len(DATA)
+    server.drip_s = 0.0
+    fetch(server, tmp_path / "file")
+    assert server.requests[-1][1] == f"bytes={kept}-"
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_small_body_that_drips_is_given_up(server: FileServer) -> None:
+    server.drip_s = 0.05
+    with pytest.raises(SlowError):
+        slow_fetcher(server.url).small("/blob", len(DATA))
+    with pytest.raises(SlowError):
+        slow_fetcher(server.url).unless("/blob", "", len(DATA))
+
+
+def test_a_head_that_drips_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                while True:
+                    connection.sendall(b"X-Head: x\r\n"[:1] + b": \r\n")
+                    time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        with pytest.raises(SlowError):
+            slow_fetcher(f"http://127.0.0.1:{listener.getsockname()[1]}").small("/a", 10)
+
+
+def test_who_asks_for_no_pace_waits_on(server: FileServer, tmp_path: Path) -> None:
+    server.files["/blob"] = DATA[:40]
+    server.drip_s = 0.02
+    fetcher = slow_fetcher(server.url, min_bytes_s=0)
+    fetcher.blob("/blob", tmp_path / "file", digest=sha256(DATA[:40]), size_bytes=40)
+    assert (tmp_path / "file").read_bytes() == DATA[:40]
+
+
+def test_a_limited_rate_is_kept_and_is_not_slowness(server: FileServer, tmp_path: Path) -> None:
+    began = time.monotonic()
+    fetcher = slow_fetcher(server.url, limiter=Limiter(200_000), slow_s=0.2)
+    fetcher.blob("/blob", tmp_path / "file", digest=DIGEST, size_bytes=len(DATA))
+    # 256,000 bytes at 200,000 a second, half a second's worth of which may come at once
+    assert 0.6 < time.monotonic() - began < 5.0
+
+
+def test_the_watchdog_counts_over_its_whole_time() -> None:
+    now = [0.0]
+    dog = Watchdog(100, 10.0, clock=lambda: now[0])
+    for second in range(10, 101, 10):  # all of ten seconds at once is as good as evenly
+        now[0] = float(second)
+        dog.received(1000)
+    now[0] = 109.0
+    dog.received(999)
+    now[0] = 110.0
+    with pytest.raises(TooSlow, match="fewer than 100 bytes a second over 10 s"):
+        dog.received(0)
 
 
 # --- only what has changed ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from agent.facts import (
     Download,
     EffectItem,
     Event,
+    Noted,
     Observe,
     Rejected,
     Report,
@@ -26,10 +27,18 @@ from agent.facts import (
     Wait,
 )
 from agent.installer import Installer
+from agent.pace import SlowError
 from agent.permission import Hold
 from agent.serve_protocol import SmokeResult
 from agent.verify_protocol import VerifyAnswer
-from skerry.errors import FormatError, NotFoundError, SkerryError, TrustError, UnreachableError
+from skerry.errors import (
+    FormatError,
+    NotFoundError,
+    RefusedError,
+    SkerryError,
+    TrustError,
+    UnreachableError,
+)
 from skerry.wire import LiveStats
 from tests.fakes.assignments import SLOT, Bench, desired, verified, want, way
 
@@ -126,9 +135,18 @@ AWAY = UnreachableError("no connection")
 async def test_without_a_connection_it_tries_on_for_as_long_as_it_takes() -> None:
     site, effect = site_at(Download)
     site.script = {"fetch_manifest": [AWAY] * 6 + [None], "fetch_variant": [AWAY, None]}
-    (event,) = await site.run(effect)
+    noted, event = await site.run(effect)
+    # the fleet is told once, where it can hear at all
+    assert noted == Noted(SLOT, "b", "unreachable", "no connection")
     assert type(event).__name__ == "Downloaded"
     assert site.calls.count("fetch_manifest") == 7
+
+
+async def test_a_place_that_drips_is_told_at_once() -> None:
+    site, effect = site_at(Download)
+    site.script = {"fetch_manifest": [SlowError("http://m sends too little"), None]}
+    noted, _ = await site.run(effect)
+    assert noted == Noted(SLOT, "b", "slow_retrieval", "http://m sends too little")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +155,7 @@ async def test_without_a_connection_it_tries_on_for_as_long_as_it_takes() -> Non
         (TrustError("other bytes", "digest_mismatch"), "Rejected", "digest_mismatch"),
         (NotFoundError("404"), "Failed", "not_found"),
         (FormatError("no bundle"), "Failed", "bad_bundle"),
+        (RefusedError("full", "no_room"), "Failed", "no_room"),
         (SkerryError("odd"), "Failed", "download_failed"),
         (OSError("disk"), "Failed", "download_failed"),
         (ValueError("a bug"), "Failed", "internal"),

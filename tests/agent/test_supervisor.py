@@ -210,3 +210,22 @@ def test_a_unix_socket_takes_no_files_place(tmp_path: Path) -> None:
         listen_unix(tmp_path / ("x" * 120))
     with pytest.raises(UsageError, match="correct http_socket"):
         listen_unix(tmp_path / "none" / "agent.sock")
+
+
+async def test_nobody_takes_the_port_before_the_first_release_serves(site: Site) -> None:
+    """Two agents that were given one port: the second is told at once, not the first at its first release."""
+    with pytest.raises(ConflictError, match="in use"):
+        listen("127.0.0.1", site.address[1])
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(site.address)
+    await site.supervisor.ensure([slot("one")])
+    assert await site.ask() == "one"
+
+
+async def test_connections_that_linger_do_not_keep_the_next_agent_from_the_port(site: Site) -> None:
+    await site.supervisor.ensure([slot("one")])
+    assert await site.ask() == "one"  # the server closes first, and waits for what is late
+    await site.supervisor.stop(1.0)
+    listen("127.0.0.1", site.address[1]).close()

@@ -140,6 +140,7 @@ class Device:
 
     def __init__(self, folder: Path, fleet_url: str, trusted: TrustedFleet) -> None:
         self.folder = folder
+        self.settings: dict[str, Any] = {}  # of the agent, from the next start on
         self.signer = Signer.generate()
         self.layout = Layout(folder)
         record = Record(DEVICE, DEVICE, FLEET, fleet_url, "mqtt://127.0.0.1:1", 4)
@@ -154,8 +155,9 @@ class Device:
         self.database = Database(self.layout.database)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.control = Control(
-                self.layout, AgentConfig(disk_reserve_bytes=0, download_timeout_s=2.0),
-                self._identity, self.database, listener,
+                self.layout,
+                AgentConfig(disk_reserve_bytes=0, download_timeout_s=2.0, **self.settings),
+                self._identity, self.database, [listener],
             )  # fmt: skip
         self.link, self.supervisor = _Link(), _Supervisor()
         self.control._link = self.link  # type: ignore[assignment]

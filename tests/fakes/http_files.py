@@ -3,9 +3,11 @@
 It needs nothing but the standard library, as the agent that is tested with it.
 """
 
+import contextlib
 import http.server
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,8 @@ Answer = tuple[int, bytes]
 class FileServer:
     """Serves `files` until closed.
 
-    `break_after` cuts every answer after so many bytes; `ranges` switches Range off;
+    `break_after` cuts every answer after so many bytes; `ranges` switches Range off; `drip_s`
+    sends what comes after the first `drip_after` bytes of an answer one by one, so far apart;
     `posted` answers POST requests and sees path and body.
 
     Args:
@@ -26,6 +29,9 @@ class FileServer:
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.break_after: int | None = None
+        self.drip_s = 0.0
+        self.drip_after = 0
+        self.drips: Callable[[str], bool] = lambda _: True  # which paths
         self.ranges = True
         self.headers: dict[str, str] = {}  # of every answer
         self.posted: Callable[[str, bytes], Answer] | None = None
@@ -81,8 +87,19 @@ class FileServer:
                     self.send_header(name, value)
                 self.end_headers()
                 cut = files.break_after
-                self.wfile.write(data if cut is None else data[:cut])
+                data = data if cut is None else data[:cut]
+                if files.drip_s and files.drips(self.path):
+                    self.drip(data)
+                else:
+                    self.wfile.write(data)
                 self.close_connection = True
+
+            def drip(self, data: bytes) -> None:
+                with contextlib.suppress(OSError):
+                    self.wfile.write(data[: files.drip_after])
+                    for byte in data[files.drip_after :]:
+                        time.sleep(files.drip_s)
+                        self.wfile.write(bytes([byte]))
 
             def log_message(self, *_: Any) -> None:
                 pass
