@@ -87,7 +87,13 @@ def assemble(
             ports, materials.evaluation, golden[-1], golden[:-1], reading
         ),
         "baseline.msgpack": make_baseline(
-            ports, materials.baseline, live, reading, features, names
+            ports,
+            materials.baseline,
+            live,
+            reading,
+            features,
+            names,
+            materials.baseline_groups,
         ),
         "evaluation.json": to_json(evaluation),
         "README.md": make_card(recipe, evaluation, inputs, outputs, lineage.data),

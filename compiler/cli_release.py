@@ -33,7 +33,7 @@ from compiler.verify import verify_in_catalog, verify_with_key
 from skerry.bundle import Bundle
 from skerry.canonical import from_json
 from skerry.errors import TrustError, UsageError
-from skerry.manifest import Evaluation
+from skerry.manifest import Evaluation, parse_baseline
 from skerry.release_file import MAX_FILE_BYTES, ReleaseFile, read_release_file
 
 __all__ = ["inspect", "publish", "verify"]
@@ -83,6 +83,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
     )
     for name, value in sorted(manifest.lineage.data.items()):
         console.print(escape(f"data {name}: {value}"))
+    for name, groups in parse_baseline(content.blobs[manifest.baseline.digest]).slices.items():
+        parts = ", ".join(f"{group} {part.n}" for group, part in groups.items())
+        console.print(escape(f"baseline by {name}: {parts or 'no group is large enough'}"))
     watched = ", ".join(f"{f.name} ({f.kind})" for f in manifest.features)
     console.print(f"watched: {escape(watched) or 'predictions only'}")
     click.echo(content.digest)

@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.passes import opset_of, parse
 from skerry.bundle import Bundle
-from skerry.manifest import BaselineColumn, TensorSpec, Variant, parse_baseline
+from skerry.manifest import Baseline, BaselineColumn, TensorSpec, Variant, parse_baseline
 from skerry.sketch import CategoricalCounts, CategoricalSpec, NumericCounts, NumericSpec, big_to_int
 
 __all__ = ["Difference", "difference"]
@@ -118,9 +118,10 @@ def _lineage(bundle: Bundle) -> dict[str, str]:
 
 
 def _baseline(a: Bundle, b: Bundle) -> list[Change]:
-    before = parse_baseline(a.blobs[a.manifest.baseline.digest]).columns
-    after = parse_baseline(b.blobs[b.manifest.baseline.digest]).columns
-    found = []
+    old = parse_baseline(a.blobs[a.manifest.baseline.digest])
+    new = parse_baseline(b.blobs[b.manifest.baseline.digest])
+    before, after = old.columns, new.columns
+    found = _changes(_groups(old), _groups(new))
     for name in sorted({*before, *after} - {"latency_us"}):
         one, other = before.get(name), after.get(name)
         told = tuple("-" if column is None else _told(column) for column in (one, other))
@@ -129,6 +130,13 @@ def _baseline(a: Bundle, b: Bundle) -> list[Change]:
         moved = _moved(one, other)
         found.append(Change(f"{name}{moved}", told[0], told[1]))
     return found
+
+
+def _groups(baseline: Baseline) -> dict[str, str]:
+    return {
+        f"by {name}": ", ".join(f"{group} {part.n}" for group, part in groups.items()) or "no group"
+        for name, groups in baseline.slices.items()
+    }
 
 
 def _told(column: BaselineColumn) -> str:

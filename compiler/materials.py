@@ -40,6 +40,7 @@ class Materials:
         labels: of these; None where there are none.
         slices: gate's slice -> group of each of these, [n].
         baseline: samples like those of ordinary service.
+        baseline_groups: slice -> group of each of these, [n].
         function: the recipe's own metric.
         inputs: digests of all of it.
     """
@@ -52,6 +53,7 @@ class Materials:
     labels: NDArray[Any] | None
     slices: Mapping[str, NDArray[Any]]
     baseline: Arrays
+    baseline_groups: Mapping[str, NDArray[Any]]
     function: Function | None
     inputs: Inputs
 
@@ -133,6 +135,10 @@ def gather(source: Source) -> Materials:
         labels=labels,
         slices=slices,
         baseline=fitted["baseline"],
+        baseline_groups={
+            name: _groups(sets["baseline"], name, fitted["baseline"], "data.baseline_slices")
+            for name in data.baseline_slices
+        },
         function=function,
         inputs=inputs,
     )
@@ -204,14 +210,14 @@ def _along(
     if values is None:
         if needed:
             have = ", ".join(sorted(found.arrays))
-            raise UsageError(f"{what}: expected an array {name!r} in evaluation, found {have}")
+            raise UsageError(f"{what}: expected an array {name!r} in its data, found {have}")
         return None
     if values.ndim < 1:
         raise UsageError(f"{what}: expected one entry of {name!r} per sample, it is a single one")
     if len(values) != count(samples):
         raise UsageError(
-            f"{what}: expected one entry of {name!r} for each of the {count(samples)} evaluation "
-            f"samples, got {len(values)}"
+            f"{what}: expected one entry of {name!r} for each of the {count(samples)} samples, "
+            f"got {len(values)}"
         )
     return values.astype(np.int64) if values.dtype.kind in "ub" else values
 

@@ -73,6 +73,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     baseline: str
     input: str = ""  # array for a model with one input, where it is not of the input's name
     label: str = "label"
+    baseline_slices: list[str] = []  # arrays of the baseline data: each sample's group
 
 
 class InputNotes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

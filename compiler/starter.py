@@ -29,6 +29,7 @@ description = ""
 calibration = {calibration}  # like training data; ranges are taken from it
 evaluation = {evaluation}    # held out: the gate judges on it, some 500 samples or more
 baseline = {baseline}        # like ordinary service: drift is measured against it
+# baseline_slices = ["site"] # arrays of the baseline data: a device is held against its own group
 {label}
 {inputs}
 [metric]

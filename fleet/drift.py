@@ -15,18 +15,19 @@ the highest level that explains it. A device without enough windows is
 `insufficient`, never `quiet`. An input that never changes is `stuck`, by rule.
 
 Skew is another matter and stands apart: how far a device's live data are from the
-training data of its bundle, whatever they were yesterday.
+training data of its bundle, of its own site's where the bundle knows them apart, whatever they
+were yesterday.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.scores import Tables, scores, tables, training
 from fleet.stats import (
     benjamini_hochberg,
     memory,
@@ -36,12 +37,11 @@ from fleet.stats import (
 )
 from fleet.windows import DeviceWindow, by_device, current_run
 from skerry.manifest import Baseline
-from skerry.sketch import NumericCounts, NumericSpec
+from skerry.sketch import NumericCounts
 
 __all__ = ["DeviceDrift", "DriftReport", "DriftSettings", "FeatureDrift", "GroupDrift", "assess"]
 
 Floats = NDArray[np.float64]
-Tables = dict[str, Floats]  # feature -> scores of its cells
 DeviceVerdict = Literal["quiet", "drift", "insufficient"]
 LEAST_SEEN: Final = 0.25  # of a slow wander's variance, in the shortest stretch believed
 NOT_FEATURES: Final = frozenset({"prediction", "confidence", "latency_us"})
@@ -109,6 +109,7 @@ class _Change:
     site: str
     reference: Floats
     current: Floats
+    training: Floats  # where the training data of its own site stand, [features]
 
     @property
     def delta(self) -> Floats:
@@ -141,14 +142,15 @@ def assess(
     names = sorted(
         {name for b in baselines.values() for name in b.columns if name not in NOT_FEATURES}
     )
-    tables = {bundle: _tables(baseline, names) for bundle, baseline in baselines.items()}
+    cells = {bundle: tables(baseline, names) for bundle, baseline in baselines.items()}
     runs = {device: current_run(full.get(device, ())) for device in sorted(site_of)}
     changes: dict[str, _Change] = {}
     for device, run in runs.items():
         if run and run[-1].bundle in baselines:
             since = (onset or {}).get(device)
-            known = tables[run[-1].bundle]
-            change = _change(device, site_of[device], run, known, names, settings, since)
+            known = cells[run[-1].bundle]
+            own = training(baselines[run[-1].bundle], site_of[device], known, names)
+            change = _change(device, site_of[device], run, known, own, names, settings, since)
             if change is not None:
                 changes[device] = change
     groups, common = _groups(list(changes.values()), names, settings)
@@ -165,55 +167,12 @@ def assess(
     )  # fmt: skip
 
 
-# --- scores ---------------------------------------------------------------------
-
-
-def _bin_scores(spec: NumericSpec, baseline: NumericCounts) -> Floats:
-    """Return the normal score of each cell: below, the bins, above."""
-    bins = np.asarray(baseline.bins, dtype=np.float64)
-    ranks = (np.cumsum(bins) - bins / 2.0) / max(1.0, bins.sum())
-    normal = NormalDist()
-    inner = [normal.inv_cdf(min(max(float(rank), 1e-4), 1.0 - 1e-4)) for rank in ranks]
-    # beyond everything that training saw: one step further than its outermost bins
-    step = 1.0
-    return np.array([inner[0] - step, *inner, inner[-1] + step])
-
-
-def _scores(windows: Sequence[DeviceWindow], names: Sequence[str], tables: Tables) -> Floats:
-    """Return the score of each window and feature: float [windows, features]."""
-    made = np.zeros((len(windows), len(names)))
-    for index, name in enumerate(names):
-        if (cells := tables.get(name)) is None:
-            continue
-        counts = np.array([_counts(w.columns.get(name), len(cells)) for w in windows], np.float64)
-        total = counts.sum(1)
-        np.divide(counts @ cells, total, out=made[:, index], where=total > 0)
-    return made
-
-
-def _counts(column: object, cells: int) -> list[int]:
-    if not isinstance(column, NumericCounts) or len(column.bins) + 2 != cells:
-        return [0] * cells
-    return [column.below, *column.bins, column.above]
-
-
-def _tables(baseline: Baseline, names: Sequence[str]) -> Tables:
-    """Return the score of every cell of every feature that the baseline knows."""
-    tables = {}
-    for name in names:
-        column = baseline.columns.get(name)
-        if column is None or not isinstance(column.spec, NumericSpec):
-            continue
-        if isinstance(column.counts, NumericCounts):
-            tables[name] = _bin_scores(column.spec, column.counts)
-    return tables
-
-
 def _change(
     device: str,
     site: str,
     run: Sequence[DeviceWindow],
-    tables: Tables,
+    cells: Tables,
+    own: Floats,
     names: Sequence[str],
     settings: DriftSettings,
     since: float | None,
@@ -224,7 +183,7 @@ def _change(
     past = past[-settings.reference_windows :]
     if len(current) < settings.current_windows or len(past) < settings.min_reference_windows:
         return None
-    return _Change(device, site, _scores(past, names, tables), _scores(current, names, tables))
+    return _Change(device, site, scores(past, names, cells), scores(current, names, cells), own)
 
 
 # --- levels of blame ------------------------------------------------------------------
@@ -385,6 +344,6 @@ def _stuck(current: Sequence[DeviceWindow], names: Sequence[str]) -> list[str]:
 def _beyond_training(
     change: _Change, names: Sequence[str], settings: DriftSettings
 ) -> dict[str, float]:
-    """Return how far from the training data the current windows are, where it is far."""
-    scores = zip(names, change.current.mean(0), strict=True)
-    return {name: float(score) for name, score in scores if abs(score) >= settings.skew_sd}
+    """Return how far from its site's training data the current windows are, where it is far."""
+    apart = zip(names, change.current.mean(0) - change.training, strict=True)
+    return {name: float(score) for name, score in apart if abs(score) >= settings.skew_sd}

@@ -1,11 +1,13 @@
 """Baseline against live, column by column, on the baseline's own bins."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from fleet.queries import Queries
 from skerry.canonical import from_msgpack
+from skerry.errors import NotFoundError
 from skerry.manifest import Baseline, BaselineColumn
 from skerry.sketch import CategoricalSpec, Column, NumericCounts, merge_columns
 
@@ -31,10 +33,25 @@ class Histogram(msgspec.Struct, frozen=True):
     baseline_n: int
     live_n: int
     edges: list[float] = []
+    slice: str = ""  # whose training data it is, such as ``site:harbour``; empty for all of it
 
 
-def histograms(queries: Queries, device: str, model: str, windows: int) -> list[Histogram]:
-    """Return a device's latest windows of a model beside the baseline of its bundle."""
+def histograms(
+    queries: Queries, device: str, model: str, windows: int, slice: str | None = None
+) -> list[Histogram]:
+    """Return a device's latest windows of a model beside the baseline of its bundle.
+
+    Args:
+        queries: of the fleet.
+        device: its id.
+        model: its name.
+        windows: how many to merge.
+        slice: whose part of the baseline, ``name:group``; empty for the whole; None for the
+            first slice of the baseline that the device's tags name a group of.
+
+    Raises:
+        NotFoundError: no such slice in this baseline.
+    """
     rows = queries.latest_windows(device, model, max(1, min(windows, 200)))
     if not rows:
         return []
@@ -45,14 +62,41 @@ def histograms(queries: Queries, device: str, model: str, windows: int) -> list[
         if row.bundle == bundle:
             columns = from_msgpack(row.columns, dict[str, Column], limit=MAX_COLUMNS_BYTES)
             live = merge_columns(live, columns)
+    if slice is None:
+        slice = _own_slice(baseline, queries.tags(device))
+    part = _group(baseline, slice)
     return [
-        _histogram(name, known, live[name])
+        _histogram(name, known, part.get(name, known.counts), live[name], slice)
         for name, known in baseline.columns.items()
         if name in live
     ]
 
 
-def _histogram(name: str, known: BaselineColumn, live: Column) -> Histogram:
+def _own_slice(baseline: Baseline, tags: Mapping[str, str]) -> str:
+    return next(
+        (f"{name}:{tags[name]}" for name, groups in baseline.slices.items()
+         if tags.get(name) in groups),
+        "",
+    )  # fmt: skip
+
+
+def _group(baseline: Baseline, slice: str) -> Mapping[str, Column]:
+    if not slice:
+        return {}
+    name, _, group = slice.partition(":")
+    found = baseline.slices.get(name, {}).get(group)
+    if found is None:
+        have = [f"{name}:{group}" for name, groups in baseline.slices.items() for group in groups]
+        raise NotFoundError(
+            f"expected a slice of the baseline ({', '.join(have)[:500] or 'it has none'}), "
+            f"got {slice[:80]!r}"
+        )
+    return found.columns
+
+
+def _histogram(
+    name: str, known: BaselineColumn, counts: Column, live: Column, slice: str
+) -> Histogram:
     spec = known.spec
     if isinstance(spec, CategoricalSpec):
         labels = [*spec.values, "other", "unseen"]
@@ -66,11 +110,12 @@ def _histogram(name: str, known: BaselineColumn, live: Column) -> Histogram:
         column=name,
         kind="categorical" if isinstance(spec, CategoricalSpec) else "numeric",
         labels=labels,
-        baseline=_shares(known.counts),
+        baseline=_shares(counts),
         live=_shares(live),
-        baseline_n=known.counts.n,
+        baseline_n=counts.n,
         live_n=live.n,
         edges=[] if isinstance(spec, CategoricalSpec) else list(spec.edges),
+        slice=slice,
     )
 
 

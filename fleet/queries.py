@@ -76,6 +76,13 @@ class Queries:
             raise NotFoundError(f"there is no device {device}; list them with: skerry devices list")
         return [_device(row, now) for row in rows]
 
+    def tags(self, device: str) -> dict[str, str]:
+        """Return a device's tags; none where there is no such device."""
+        query = select(schema.devices.c.tags).where(schema.devices.c.device == device)
+        with self._database.read() as connection:
+            found = connection.execute(query).scalar()
+        return from_json((found or "{}").encode(), dict[str, str])
+
     # --- models ---------------------------------------------------------------------
 
     def releases(self, model: str | None = None) -> list[ReleaseView]:

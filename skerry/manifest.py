@@ -20,6 +20,7 @@ __all__ = [
     "Accuracy",
     "Baseline",
     "BaselineColumn",
+    "BaselineGroup",
     "CandidateReport",
     "Evaluation",
     "FeatureSpec",
@@ -44,6 +45,8 @@ MAX_TENSORS: Final = 64  # inputs, or outputs
 MAX_RANK: Final = 16
 MAX_DIMENSION: Final = 1 << 31
 MAX_FILE_BYTES: Final = 4 << 30
+MAX_SLICES: Final = 8  # of a baseline
+MAX_GROUPS: Final = 64  # of one slice
 MAX_COLUMNS: Final = 256  # features, or columns of a baseline
 MAX_TEXT: Final = 256  # characters of a name
 
@@ -165,15 +168,25 @@ class BaselineColumn(msgspec.Struct, frozen=True):
     counts: Column
 
 
-class Baseline(msgspec.Struct, frozen=True):
+class BaselineGroup(msgspec.Struct, frozen=True):
+    """One group's part of the baseline: counts by column, on the edges of the whole."""
+
+    n: int
+    columns: dict[str, Column]
+
+
+class Baseline(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sketches of the training-like data, by column, in MessagePack.
 
     Columns: one per feature, `prediction` (categorical, where the output is a
     class), `confidence`, and `latency_us` (edges only, its counts are empty).
+    Slices, such as ``site``, have the same counts for groups of the data, such as ``harbour``,
+    without `latency_us`.
     """
 
     columns: dict[str, BaselineColumn]
     n: int
+    slices: dict[str, dict[str, BaselineGroup]] = {}
 
 
 class CandidateReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -284,7 +297,28 @@ def parse_baseline(data: bytes) -> Baseline:
             check_column(column.counts, column.spec)
         except FormatError as error:
             raise FormatError(f"baseline: column {name}: {error}", "baseline") from None
+    _check_slices(baseline)
     return baseline
+
+
+def _check_slices(baseline: Baseline) -> None:
+    _check_names("slices", list(baseline.slices))
+    if len(baseline.slices) > MAX_SLICES:
+        raise FormatError(f"baseline: expected at most {MAX_SLICES} slices", "baseline")
+    for slice_, groups in baseline.slices.items():
+        _check_names("groups", list(groups))
+        if len(groups) > MAX_GROUPS:
+            raise FormatError(f"baseline: expected at most {MAX_GROUPS} groups", "baseline")
+        for group, part in groups.items():
+            where = f"baseline: {slice_[:80]} {group[:80]}"
+            for name, counts in part.columns.items():
+                known = baseline.columns.get(name)
+                if known is None:
+                    raise FormatError(f"{where}: there is no column {name[:80]!r}", "baseline")
+                try:
+                    check_column(counts, known.spec)
+                except FormatError as error:
+                    raise FormatError(f"{where}: column {name}: {error}", "baseline") from None
 
 
 def _check_names(what: str, names: list[str]) -> None:

@@ -105,13 +105,14 @@ async def drift(request: web.Request) -> web.Response:
 
 @routes.get("/api/v1/drift/histograms")
 async def drift_histograms(request: web.Request) -> web.Response:
-    """Show a device's live features beside the baseline of its bundle."""
+    """Show a device's live features beside the baseline of its bundle, or of one of its slices."""
     found = await in_thread(
         histograms,
         request.app[QUERIES],
         _required(request, "device"),
         _required(request, "model"),
         number(request, "windows", 5),
+        request.query.get("slice"),
     )
     return answer({"items": found, "next": None})
 

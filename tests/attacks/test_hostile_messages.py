@@ -25,7 +25,7 @@ from skerry import topics, wire
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.counting import count_numeric
 from skerry.errors import FormatError
-from skerry.manifest import Baseline, BaselineColumn, parse_baseline
+from skerry.manifest import Baseline, BaselineColumn, BaselineGroup, parse_baseline
 from skerry.records import Context, SketchWindow
 from skerry.sketch import (
     CategoricalCounts,
@@ -293,6 +293,16 @@ def test_row_45_a_baseline_that_nothing_can_be_counted_on(
     assert refused.value.code == "sketch"
     good = Baseline({"level": BaselineColumn(SPEC, SOUND)}, 6)
     assert parse_baseline(to_msgpack(good)) == good
+    for slices in (
+        {"site": {"a": BaselineGroup(6, {"other": SOUND})}},
+        {"site": {"a": BaselineGroup(6, {"level": NumericCounts(6, [1])})}},
+        {"site": {"a\n": BaselineGroup(6, {})}},
+        {"": {}},
+        {str(n): {} for n in range(9)},
+        {"site": {str(n): BaselineGroup(0, {}) for n in range(65)}},
+    ):
+        with pytest.raises(FormatError):
+            parse_baseline(to_msgpack(msgspec.structs.replace(good, slices=slices)))
     counts: Column = (
         CategoricalCounts(0, []) if isinstance(spec, CategoricalSpec) else NumericCounts(0, [])
     )

@@ -5,11 +5,11 @@ import pytest
 
 from compiler.baseline import LATENCY_EDGES, make_baseline
 from compiler.ports import Port, Ports
-from skerry.canonical import from_msgpack
+from skerry.canonical import from_msgpack, to_msgpack
 from skerry.counting import count_numeric
 from skerry.errors import UsageError
 from skerry.features import extractor
-from skerry.manifest import Baseline, FeatureSpec, PredictionSpec
+from skerry.manifest import Baseline, FeatureSpec, PredictionSpec, parse_baseline
 from skerry.sketch import CategoricalSpec, NumericSpec, check_column, total
 
 RNG = np.random.default_rng(7)
@@ -30,11 +30,12 @@ def made(
     reading: PredictionSpec = ARGMAX,
     *,
     batched: bool = True,
+    groups: dict[str, np.ndarray] | None = None,
 ) -> Baseline:
     shape = (-1, *rows.shape[1:]) if batched else rows.shape[1:]
     ports = Ports((Port("x", "x", rows.dtype, shape, batched),))
     return from_msgpack(
-        make_baseline(ports, {"x": rows}, output, reading, features, names), Baseline
+        make_baseline(ports, {"x": rows}, output, reading, features, names, groups), Baseline
     )
 
 
@@ -112,3 +113,53 @@ def test_rows_of_a_sequence_are_counted_as_a_device_counts_them() -> None:
 def test_a_feature_that_the_input_does_not_have_is_named() -> None:
     with pytest.raises(UsageError, match=r"feature 'sharpness' \(image.sharpness\) needs images"):
         made(np.ones((5, 4), np.float32), OUTPUT[:5], FEATURES[:1], ["a", "b", "c"])
+
+
+def test_slices_count_their_groups_on_the_edges_of_the_whole(baseline: Baseline) -> None:
+    site = np.array(["harbour"] * 70 + ["airport"] * 40 + ["ship"] * 10)  # too few on the ship
+    found = made(IMAGES, OUTPUT, FEATURES, ["a", "b", "c"], groups={"site": site})
+    assert found.columns == baseline.columns
+    assert {name: part.n for name, part in found.slices["site"].items()} == {
+        "harbour": 70, "airport": 40,
+    }  # fmt: skip
+    for name, part in found.slices["site"].items():
+        assert set(part.columns) == {"sharpness", "brightness", "prediction", "confidence"}
+        for column, counts in part.columns.items():
+            check_column(counts, found.columns[column].spec)
+            assert total(counts) == part.n
+        values = extractor("image.brightness")(IMAGES[site == name])
+        spec = found.columns["brightness"].spec
+        assert isinstance(spec, NumericSpec)
+        assert part.columns["brightness"] == count_numeric(values, spec)
+    assert parse_baseline(to_msgpack(found)) == found
+
+
+def test_groups_of_sequences_are_those_of_their_rows() -> None:
+    frames, speech = np.ones((40, 20, 4), np.float32), RNG.uniform(size=(40, 20))
+    found = made(
+        frames, speech.astype(np.float32), [], ["no", "yes"], PredictionSpec("y", "threshold"),
+        batched=False, groups={"microphone": np.arange(40) % 2},
+    )  # fmt: skip
+    assert {name: part.n for name, part in found.slices["microphone"].items()} == {
+        "0": 400, "1": 400,
+    }  # fmt: skip
+
+
+def test_without_slices_the_bytes_are_as_before() -> None:
+    assert b"slices" not in to_msgpack(made(IMAGES, OUTPUT, FEATURES, ["a", "b", "c"]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({str(i): np.zeros(120, int) for i in range(9)}, "at most 8 baseline_slices, got 9"),
+        ({"site": np.array(["a\nb"] * 120)}, "expected names of groups in baseline_slices 'site'"),
+    ],
+)
+def test_slices_are_bounded(groups: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        made(IMAGES, OUTPUT, FEATURES, ["a", "b", "c"], groups=groups)
+    many = np.arange(65).repeat(20)
+    rows, output = np.ones((1300, 4), np.float32), np.ones((1300, 3), np.float32)
+    with pytest.raises(UsageError, match="at most 64 groups of at least 20 samples"):
+        made(rows, output, [], ["a", "b", "c"], groups={"line": many})

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+import numpy as np
 from aiohttp import web
 
 from fleet import schema
@@ -31,10 +33,12 @@ from fleet.store import Store, open_store
 from fleet.watch import DriftWatch
 from skerry.bundle import read_bundle
 from skerry.canonical import to_json, to_msgpack
-from skerry.counting import count_categorical
+from skerry.counting import count_categorical, count_numeric
+from skerry.manifest import BaselineGroup
+from skerry.sketch import NumericSpec
 from tests.fakes.releases import readable_bundle
 from tests.fakes.trusted import TrustedFleet
-from tests.fakes.windows import BASELINE, CLASSES, FakeDevice
+from tests.fakes.windows import BASELINE, CLASSES, FEATURES, FakeDevice
 
 __all__ = ["BUNDLE", "TOKEN", "FakeBackend", "listening", "new_store", "seed", "with_commands"]
 
@@ -42,6 +46,16 @@ TOKEN: Final = "an-operators-token"
 BUNDLE: Final = "sha256:" + "ab" * 32
 HOSTILE: Final = '<script>alert("x")</script>'
 NOW: Final = 1_800_000_000.0
+
+
+_DARK: Final = {
+    name: count_numeric(np.full(30, -1.0), column.spec)
+    for name, column in BASELINE.columns.items()
+    if name in FEATURES and isinstance(column.spec, NumericSpec)
+}
+SLICED: Final = msgspec.structs.replace(
+    BASELINE, slices={"site": {"harbour": BaselineGroup(30, dict(_DARK))}}
+)
 
 
 @dataclass
@@ -104,7 +118,7 @@ def seed(path: Path) -> FakeBackend:
             schema.releases, target=plan.target, publisher="acme", model="reader",
             model_version="1.1.0", bundle=BUNDLE, length=1, release_counter=1, hw_classes='["any"]',
             min_agent="0.1.0", may_fall_back_to="[]", manifest=to_json(bundle.manifest).decode(),
-            evaluation=bundle.blobs[bundle.manifest.evaluation.digest].decode(), baseline=to_msgpack(BASELINE), published_at=NOW,
+            evaluation=bundle.blobs[bundle.manifest.evaluation.digest].decode(), baseline=to_msgpack(SLICED), published_at=NOW,
         )  # fmt: skip
         add(
             schema.rollouts, rollout=rollout.rollout_id, model="reader", model_version="1.1.0",

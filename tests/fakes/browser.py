@@ -54,9 +54,12 @@ class Page:
         return found["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait for an expression to be true."""
+        """Wait for an expression to be true; a page that is on its way to another is not yet."""
         async with asyncio.timeout(TIMEOUT_S):
-            while not await self.ask(expression):  # noqa: ASYNC110 - a page raises no event of ours
+            while True:
+                with contextlib.suppress(AssertionError, RuntimeError):
+                    if await self.ask(expression):
+                        return
                 await asyncio.sleep(0.05)
 
     async def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from fleet.drift import DriftReport, DriftSettings, assess
 from fleet.windows import DeviceWindow
+from skerry.counting import count_numeric
+from skerry.manifest import BaselineGroup
+from skerry.sketch import NumericSpec
 from tests.fakes.windows import BASELINE, FEATURES, FakeDevice, names
 
 PAST, NOW = 12, 3
@@ -122,3 +127,22 @@ def test_a_device_whose_siblings_fell_silent_is_held_to_its_own_past() -> None:
     )
     assert drifted(report) == ["airport-02", "airport-05"]
     assert "too few siblings" in report.devices[0].words
+
+
+def test_skew_is_from_the_training_data_of_the_devices_own_site() -> None:
+    spec = BASELINE.columns[FEATURES[0]].spec
+    assert isinstance(spec, NumericSpec)
+    bright = count_numeric(np.random.default_rng(5).normal(2.0, 1.0, 500), spec)
+    slices = {"site": {"airport": BaselineGroup(500, {FEATURES[0]: bright})}}
+    known = msgspec.structs.replace(BASELINE, slices=slices)
+    windows = []
+    for name in names():
+        device = FakeDevice(name, 3, offset=0.0)
+        windows += [device.window(float(t), shift=2.0) for t in range(PAST + NOW)]
+    sites = {name: name.split("-")[0] for name in names()}
+    report = assess({"old": known, "new": known}, windows, sites, 99.0)
+    skewed = {d.device: set(d.skew) for d in report.devices}
+    assert all(FEATURES[0] in skewed[name] for name in names() if name.startswith("harbour"))
+    # as bright as its training data; in what the slice does not know, all of it is the measure
+    assert all(FEATURES[0] not in skewed[name] for name in names() if name.startswith("airport"))
+    assert all(FEATURES[1] in skewed[name] for name in names() if name.startswith("airport"))

@@ -128,6 +128,23 @@ async def test_histograms_stand_on_the_baselines_bins(client: Client) -> None:
     assert by_name["prediction"]["live"][1] == 1.0
 
 
+async def test_histograms_stand_beside_the_training_data_of_the_devices_own_site(
+    client: Client,
+) -> None:
+    path = "/api/v1/drift/histograms?device=harbour-01&model=reader"
+    own = {item["column"]: item for item in (await get(client, path))["items"]}
+    assert (own["brightness"]["slice"], own["brightness"]["baseline_n"]) == ("site:harbour", 30)
+    assert max(own["brightness"]["baseline"]) == 1.0
+    whole = {item["column"]: item for item in (await get(client, path + "&slice="))["items"]}
+    assert (whole["brightness"]["slice"], whole["brightness"]["baseline_n"]) == ("", 2000)
+    assert whole["brightness"]["live"] == own["brightness"]["live"]
+    answer = await client.get(path + "&slice=site:moon", headers=BEARER)
+    assert answer.status == 404
+    assert "site:harbour" in (await answer.text())
+    page = await client.get("/drift?model=reader&device=harbour-01", headers=BEARER)
+    assert "training data of site harbour" in await page.text()
+
+
 async def test_windows_are_counted_by_version(client: Client) -> None:
     path = "/api/v1/windows/counts?model=reader&model_version=1.1.0&min_n="
     assert await get(client, path + "30") == {"harbour-01": 1}
