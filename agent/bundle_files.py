@@ -175,6 +175,15 @@ class BundleFiles:
         prepacked.prune(self.cache_dir, models)
         return gone
 
+    def keep_variant(self, release: Release, variant: str) -> None:
+        """Remove the files of a release's other variants."""
+        bundle = release.ref.bundle
+        manifest = self.manifest(bundle)
+        kept = variant_of(manifest, variant).file.digest
+        for other in manifest.variants:
+            if other.file.digest != kept:
+                self.path(bundle, other.file).unlink(missing_ok=True)
+
     def _fetch_manifest(self, release: Release, fetcher: Fetcher) -> Manifest:
         bundle, model = release.ref.bundle, release.ref.model
         limit = min(release.length, MAX_MANIFEST_BYTES)

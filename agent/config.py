@@ -44,6 +44,8 @@ class AgentConfig:
     drain_s: float = 10.0
     smoke_timeout_s: float = 120.0
     smoke_memory_mb: int = 0  # limit of a smoke run, 0 for half of the machine's
+    measure_variants: bool = True  # also those after the first that fits: one may be faster here
+    measure_max_bytes: int = 64 << 20  # larger ones are only fetched where the others fail
     verify_timeout_s: float = 60.0
     mirrors: tuple[str, ...] = ()  # addresses that have bundles too, tried before the fleet
     download_timeout_s: float = 30.0  # without a byte
@@ -134,6 +136,11 @@ class Layout:
     def consent(self) -> Path:
         """What people at the device have approved or deferred."""
         return self.root / "consent.json"
+
+    @property
+    def measured(self) -> Path:
+        """What variants did here; losing it costs measuring again."""
+        return self.root / "measured.json"
 
     @property
     def lock(self) -> Path:

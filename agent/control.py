@@ -51,9 +51,11 @@ from agent.renewal import Keeper
 from agent.serve_protocol import ServeConfig
 from agent.slots import Slots
 from agent.spooler import Spooler
+from agent.staging import Staging
 from agent.state import Database
 from agent.status import Status, read_status, write_status
 from agent.supervisor import Supervisor
+from agent.trials import Trials
 from agent.trust import Trust
 from agent.update import Machine, accepts_version
 from agent.uplink import Uplink
@@ -132,6 +134,9 @@ class Control:
             handle=self._handle,
             report=self._report,
             rng=rng,
+            staging=Staging(
+                self._files, Trials(layout.measured, self._inventory, config.threads)
+            ),
             permits=Permission(config, layout.consent, self._trust.wall_clock).hold,
         )  # fmt: skip
         self._machine = Machine(self._load_state(), database, self._installer)

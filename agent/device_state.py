@@ -19,6 +19,7 @@ from agent.facts import (
     Report,
     RollBack,
     Stage,
+    Trial,
     Verify,
     Wait,
 )
@@ -86,6 +87,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     path: list[Step]
     release: Release | None = None  # what is being installed, once it is verified
     variants: list[str] = []  # still to be tried, best first
+    trials: list[Trial] = []  # what was measured of them
     crashes: int = 0  # of serve or of the whole agent, since it was activated
     ending: Ending | None = None  # set while the slot returns to what was committed
     note: str = ""  # code of what keeps it from getting on, which is no failure
@@ -221,7 +223,7 @@ def effect_of(state: State, slot: Slot) -> EffectItem | None:
         case Doing.DOWNLOADING:
             return Download(name, key, release)
         case Doing.STAGING:
-            return Stage(name, key, release, work.variants[0])
+            return Stage(name, key, release, work.variants[0], work.variants[1:])
         case Doing.WAITING:
             return Wait(name, key, work.want)
         case Doing.ACTIVATING:

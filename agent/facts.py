@@ -40,6 +40,7 @@ __all__ = [
     "Staged",
     "Steadied",
     "Ticked",
+    "Trial",
     "Unfit",
     "Verified",
     "Verify",
@@ -158,6 +159,17 @@ class Downloaded(msgspec.Struct, frozen=True, tag=True):
     variants: list[str]
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What the golden set showed of one variant on this device."""
+
+    variant: str
+    code: str  # ok, or why it is not fit, as `SmokeResult` has it
+    run_us: float  # median of one row
+    rows: int
+    disagree: float  # share of golden rows whose prediction differs
+    max_diff: float  # largest difference of an output value
+
+
 class Staged(msgspec.Struct, frozen=True, tag=True):
     """This variant ran, agreed with the golden set, and is the best here."""
 
@@ -167,6 +179,7 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
     hold: str = ""  # what it has to wait for, as in `Held`
     code: str = ""
     message: str = ""
+    trials: list[Trial] = []  # of every variant that was measured
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
@@ -265,12 +278,13 @@ class Download(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stage(msgspec.Struct, frozen=True, tag=True):
-    """Run a variant in a watched child against the golden set: `Staged` or `SmokeFailed`."""
+    """Run variants in a watched child against the golden set: `Staged` or `SmokeFailed`."""
 
     slot: str
     assignment_id: str
     release: Release
-    variant: str
+    variant: str  # the first choice
+    others: list[str] = []  # that may be better here
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):

@@ -46,7 +46,7 @@ from agent.facts import (
 )
 from agent.pace import SlowError
 from agent.permission import Hold
-from agent.smoke_run import smoke_run
+from agent.staging import Staging, trial_of
 from agent.supervisor import Supervisor
 from agent.verify_protocol import VerifyAnswer
 from skerry.errors import (
@@ -82,6 +82,7 @@ class Installer:
         handle: takes an event in.
         report: tells the fleet the reported state.
         rng: for the jitter of retries.
+        staging: tries variants.
         permits: says why a slot's candidate may not be activated now, None if it may.
     """
 
@@ -95,9 +96,11 @@ class Installer:
         handle: Callable[[Event], None],
         report: Callable[[], None],
         rng: random.Random,
+        staging: Staging,
         permits: Callable[[Slot], Hold | None] = lambda _: None,
     ) -> None:
         self._permits = permits
+        self._staging = staging
         self._files = files
         self._supervisor = supervisor
         self._verifier = verifier
@@ -218,6 +221,7 @@ class Installer:
         if not variants:
             self._handle(Unfit(slot, id, "; ".join(reasons)))
             return
+        variants = self._staging.order(manifest, variants)
         done = await self._persist(lambda: self._files.fetch_variant(release, variants[0]), effect)
         if isinstance(done, SkerryError):
             self._handle(_outcome(slot, id, done))
@@ -233,16 +237,25 @@ class Installer:
             code = done.code if isinstance(done, TrustError) else "not_downloaded"
             self._handle(SmokeFailed(slot, id, variant, code, str(done)))
             return
-        result = await smoke_run(self._files, effect.release, variant)
-        if result.ok:
-            log.info("%s: variant %s runs, %.0f us a row, %.1f%% of golden rows differ",
-                     slot, variant, result.run_us, 100 * result.disagree)  # fmt: skip
-            hold = self._permits(self._state().slots[slot])
-            held = () if hold is None else (hold.kind, hold.code, hold.message)
-            self._handle(Staged(slot, id, variant, *held))
-        else:
-            log.warning("%s: variant %s: %s (%s)", slot, variant, result.message, result.code)
-            self._handle(SmokeFailed(slot, id, variant, result.code, result.message))
+        best, found = await self._staging.run(effect, lambda other: self._fetch_once(effect, other))
+        if not found[best].ok:
+            result = found[best]
+            log.warning("%s: variant %s: %s (%s)", slot, best, result.message, result.code)
+            self._handle(SmokeFailed(slot, id, best, result.code, result.message))
+            return
+        trials = [trial_of(name, result) for name, result in found.items()]
+        hold = self._permits(self._state().slots[slot])
+        held = ("", "", "") if hold is None else (hold.kind, hold.code, hold.message)
+        self._handle(Staged(slot, id, best, *held, trials))
+
+    async def _fetch_once(self, effect: Stage, variant: str) -> SkerryError | None:
+        try:
+            await self._files.fetch_variant(effect.release, variant)
+        except SkerryError as error:
+            return error
+        except OSError as error:
+            return SkerryError(str(error))
+        return None
 
     async def _activate(self, effect: Activate) -> None:
         slot, id = effect.slot, effect.assignment_id

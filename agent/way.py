@@ -141,7 +141,7 @@ def _on_staged(turn: Turn, slot: Slot, work: Work, event: Staged) -> None:
         return
     ref = msgspec.structs.replace(work.release.ref, variant=event.variant, since=turn.now)
     release = msgspec.structs.replace(work.release, ref=ref)
-    work = msgspec.structs.replace(work, release=release)
+    work = msgspec.structs.replace(work, release=release, trials=event.trials)
     if event.hold:
         turn.enter(slot, work, _A.STAGED, _HOLDS[event.hold])
         _say(turn, slot, event.code, event.message)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from agent.facts import (
     Rejected,
     Report,
     RollBack,
+    SmokeFailed,
     Stage,
     Staged,
+    Trial,
     Verify,
     Wait,
 )
@@ -66,6 +69,7 @@ class Site:
             handle=self.events.append,
             report=self._report,
             rng=random.Random(1),
+            staging=self,  # type: ignore[arg-type]
         )
         self.fetch_manifest = self._doing("fetch_manifest")
         self.fetch_variant = self._doing("fetch_variant")
@@ -73,6 +77,9 @@ class Site:
 
     def fitting(self, _manifest: object) -> tuple[list[str], list[str]]:
         return ["int8", "fp32"], []
+
+    def order(self, _manifest: object, variants: list[str]) -> list[str]:
+        return variants
 
     def check(self, _release: object) -> None:
         self._next("check")
@@ -313,13 +320,22 @@ async def test_what_was_withdrawn_while_it_waited_is_rejected(
     assert event.code == "expired"
 
 
-async def test_a_staged_release_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_staged_release_says_what_it_waits_for() -> None:
     site, effect = site_at(Stage)
     site.installer._permits = lambda _: CLOSED
 
-    async def fine(*_: object) -> SmokeResult:
-        return SmokeResult(ok=True, code="ok", message="")
-
-    monkeypatch.setattr(agent.installer, "smoke_run", fine)
+    site.script = {"stage": [("int8", {"int8": SmokeResult(ok=True, code="ok", message="")})]}
+    site.installer._staging = SimpleNamespace(run=site._doing("stage"))  # type: ignore[assignment]
     (event,) = await site.run(effect)
-    assert event == Staged(SLOT, "b", "int8", "window", "window_closed", "not yet")
+    assert event == Staged(
+        SLOT, "b", "int8", "window", "window_closed", "not yet", [Trial("int8", "ok", 0, 0, 0, 0)]
+    )
+
+
+async def test_a_variant_that_fails_gives_way_to_the_next() -> None:
+    site, effect = site_at(Stage)
+    failed = SmokeResult(ok=False, code="golden_mismatch", message="differs")
+    site.script = {"stage": [("int8", {"int8": failed})]}
+    site.installer._staging = SimpleNamespace(run=site._doing("stage"))  # type: ignore[assignment]
+    (event,) = await site.run(effect)
+    assert event == SmokeFailed(SLOT, "b", "int8", "golden_mismatch", "differs")
