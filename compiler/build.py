@@ -9,7 +9,7 @@
     search.py       forms in order of worth, within a budget:
         candidates.py  each made, compared with fp32, timed, judged
         calibrate.py   ranges of its tensors
-        quantize.py    8 bits; pack.py: fewer bytes, and float as it runs
+        quantize.py    8 bits; saturation.py: that none overflows; pack.py: fewer bytes, and float as it runs
         sensitivity.py which layers must stay in float
         metrics.py     how good; evaluate.py: against fp32, paired; interval.py: how surely
         latency.py     CPU time against fp32; footprint.py: memory
@@ -111,7 +111,7 @@ def build(
     )
     workshop.notes += materials.graph.notes
     tell("evaluate fp32")
-    reference = workshop.reference
+    reference = workshop.fitted(None if lock is None else lock.fp32)
     if lock is not None:
         tried = repeat(workshop, lock.choices, tell)
     else:
@@ -148,6 +148,7 @@ def build(
         bundle=digest,
         hw_class=measured_on,
         tools=tools(),
+        fp32=reference.verdict,
     )
     record = _record(
         digest, workshop, everything, shipped, host, now,

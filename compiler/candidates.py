@@ -21,10 +21,11 @@ from compiler.gate import check_reference, holds, rule
 from compiler.latency import Latency, Verdict, judge, measure
 from compiler.materials import Materials, blame, check_reference_labels
 from compiler.pack import pack_weights
-from compiler.passes import complete_types, prepare
+from compiler.passes import complete_types, parse, prepare
 from compiler.ports import Arrays
 from compiler.quantize import Ranges, quantize_dynamic, quantize_static
 from compiler.runtime import Outputs, one_call, open_session, run_samples
+from compiler.saturation import full_range_weights
 from skerry.errors import RefusedError
 
 __all__ = ["Candidate", "Precision", "Workshop", "evaluate_reference", "precision_of"]
@@ -110,7 +111,35 @@ class Workshop:
     @cached_property
     def reference(self) -> Candidate:
         """fp32, evaluated."""
+        risky = full_range_weights(parse(self.materials.graph.data))
+        if risky:
+            self.notes.append(
+                f"{len(risky)} weights of 8 bits came with the model and use their whole range "
+                f"({risky[0]!r} for one): on x86 without VNNI their products may saturate, which "
+                "--emulate avx2 shows"
+            )
         return evaluate_reference(self.materials)
+
+    def fitted(self, known: Verdict | None = None) -> Candidate:
+        """Return fp32, not accepted where it takes more time or memory than the gate lets at all.
+
+        Args:
+            known: the lock's verdict.
+        """
+        candidate, gate = self.reference, self.materials.recipe.gate
+        if gate.max_memory_mb is None and gate.max_latency_us is None:
+            return candidate
+        call = one_call(self.materials.ports, self.materials.evaluation)
+        session = candidate.session
+        assert session is not None
+        verdict = known or self._verdict(candidate, measure(session, session, call), call)
+        if verdict == "too_large":
+            reason = f"it takes more memory than {gate.max_memory_mb:g} MB"
+        elif verdict == "too_slow":
+            reason = f"it takes more than {gate.max_latency_us:g} us"
+        else:
+            return replace(candidate, verdict="undecided")
+        return replace(candidate, accepted=False, verdict=verdict, reason=reason)
 
     def make(self, form: str, *, leave: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> bytes:
         """Return a form's bytes.

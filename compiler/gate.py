@@ -112,6 +112,10 @@ def rule(
             "size",
         )
     limit = f"{gate.latency_ratio:g} of fp32's CPU time"
+    if verdict == "too_slow":
+        return Ruling(
+            "refused", f"{value} holds, but it takes more than {gate.max_latency_us:g} us", "speed"
+        )
     if verdict == "slower":
         return Ruling("refused", f"{value} holds, but it takes more than {limit}", "speed")
     if verdict == "undecided":

@@ -26,7 +26,7 @@ ROUND_S: Final = 0.004  # CPU time to fill with a round: far above the clock's s
 RESAMPLES: Final = 2000
 
 # what was measured, and cannot be computed again: it is kept in the lock
-Verdict = Literal["faster", "slower", "undecided", "too_large"]
+Verdict = Literal["faster", "slower", "undecided", "too_large", "too_slow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def judge(latency: Latency, gate: Gate) -> Verdict:
         gate: the recipe's.
     """
     if gate.max_latency_us is not None and latency.median_us > gate.max_latency_us:
-        return "slower"
+        return "too_slow"
     limit = gate.latency_ratio
     if latency.high <= limit:
         return "faster"

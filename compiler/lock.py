@@ -47,6 +47,7 @@ class Lock(msgspec.Struct, frozen=True):
     bundle: str  # digest of the bundle
     hw_class: str  # where it was built
     tools: Tools
+    fp32: Verdict = "undecided"  # of the gate's limits on time and memory
     schema: int = 1
 
 

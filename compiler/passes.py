@@ -30,7 +30,7 @@ import onnx.version_converter
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compiler.external import fold_external
@@ -266,6 +266,7 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
             how = "symbolic" if symbolic else f"plain, since symbolic failed ({failure})"
             model = parse(out.read_bytes())
             name_nodes(model)
+            flatten_biases(model)
             return model, f"shape inference: {how}"
     raise RefusedError(f"the model cannot be prepared for quantization: {failure}")
 
@@ -296,6 +297,29 @@ def name_nodes(model: onnx.ModelProto) -> None:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{place}"
         taken.add(node.name)
+
+
+def flatten_biases(model: onnx.ModelProto) -> None:
+    """Make every constant bias [1, n] of a Gemm one of [n]: the quantizer raises on the former.
+
+    scikit-learn's exporter writes them so (measured: every multilayer perceptron of its own).
+    """
+    graph = model.graph
+    rows = {t.name: t for t in graph.initializer if len(t.dims) == 2 and t.dims[0] == 1}
+    flat: dict[str, onnx.TensorProto] = {}
+    for node in graph.node:
+        if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] in rows:
+            name = node.input[2]
+            if name not in flat:
+                values = numpy_helper.to_array(rows[name]).reshape(-1)
+                flat[name] = numpy_helper.from_array(values, f"{name}__flat")
+            node.input[2] = flat[name].name
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = [t for t in graph.initializer if t.name not in flat or t.name in used]
+    if flat:
+        graph.ClearField("initializer")
+        graph.initializer.extend([*kept, *flat.values()])
 
 
 def complete_types(model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]]) -> int:

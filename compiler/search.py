@@ -149,7 +149,7 @@ def best(tried: Sequence[Candidate], gate: Gate) -> Candidate | None:
 
 
 def _may_gain(whole: Candidate) -> bool:
-    return whole.verdict != "slower"
+    return whole.verdict not in ("slower", "too_slow")
 
 
 def _nodes(regions: dict[str, Region], name: str) -> tuple[str, ...]:

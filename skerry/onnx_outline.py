@@ -30,6 +30,11 @@ QUANTIZED: Final = frozenset({
     "QuantizeLinear",
 })  # fmt: skip
 MICROSOFT: Final = "com.microsoft"
+# onnxruntime declares every domain that it knows in what it saves, used or not
+DECLARED: Final = STANDARD | {
+    MICROSOFT, "com.microsoft.experimental", "com.microsoft.nchwc", "ai.onnx.preview",
+    "ai.onnx.preview.training", "ai.onnx.training", "org.pytorch.aten",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Limits:
         depth: of graphs in graphs: If, Loop, Scan.
         elements: of one tensor.
         microsoft: operators of the domain ``com.microsoft`` that may stand in it.
-        imports: whether the domains that the file declares must be standard too.
+        imports: whether the domains that the file declares must be known ones too.
     """
 
     size_bytes: int = 1 << 30
@@ -55,7 +60,7 @@ class Limits:
     imports: bool = True
 
 
-IMPORT: Final = Limits()
+IMPORT: Final = Limits(microsoft=QUANTIZED)
 DEVICE: Final = Limits(microsoft=QUANTIZED, imports=False)
 
 
@@ -184,7 +189,7 @@ def _look(
             message.domain = text
     elif message.kind == OPSET and field == OPSET_DOMAIN and limits.imports:
         domain = _text(data, wire, start, end)
-        if domain not in STANDARD:
+        if domain not in DECLARED:
             raise _foreign(domain)
 
 

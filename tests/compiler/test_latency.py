@@ -32,7 +32,7 @@ def test_the_interval_decides_and_not_the_median(latency: Latency, verdict: Verd
 
 def test_an_absolute_limit_is_a_limit_too() -> None:
     fast = measured(0.5, 0.6, 0.7)
-    assert judge(fast, Gate(max_latency_us=9.0)) == "slower"
+    assert judge(fast, Gate(max_latency_us=9.0)) == "too_slow"
     assert judge(fast, Gate(max_latency_us=10.0)) == "faster"
 
 
