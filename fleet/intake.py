@@ -21,6 +21,7 @@ from skerry.sketch import (
     NumericSpec,
     check_column,
 )
+from skerry.trials import SHADOW_EDGES, ShadowReport, Trial
 from skerry.wire import LiveStats, Reported, Result, Up
 
 __all__ = ["check_envelope", "check_reported", "check_result", "sound_items"]
@@ -34,6 +35,7 @@ MAX_COLUMNS: Final = 128
 MAX_SLOTS: Final = 32
 MAX_ASSIGNMENTS: Final = 64
 MAX_STEPS: Final = 64
+MAX_TRIALS: Final = 32
 MAX_FEATURES: Final = 256
 _BOOT: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
 
@@ -104,6 +106,9 @@ def check_reported(reported: Reported) -> bool:
         and all(_is_text(t or "-") for t in (report.variant, report.phase, report.effect))
         and _is_text(report.code or "-")
         and (report.live is None or _is_sound_live(report.live))
+        and len(report.trials) <= MAX_TRIALS
+        and all(map(_is_sound_trial, report.trials))
+        and (report.shadow is None or _is_sound_shadow(report.shadow))
         and len(report.message or "") <= MAX_MESSAGE
         and "\x00" not in (report.message or "")
         for report in reported.assignments
@@ -151,6 +156,30 @@ def _own_spec(column: Column) -> ColumnSpec:
 def _is_sound_live(live: LiveStats) -> bool:
     times = (live.p50_us or 0.0, live.p99_us or 0.0, live.seconds)
     return all(map(math.isfinite, times)) and _is_count(live.answered) and _is_count(live.errors)
+
+
+def _is_sound_trial(trial: Trial) -> bool:
+    numbers = (trial.disagree, trial.max_diff, trial.run_us)
+    return (
+        _is_text(trial.variant)
+        and _is_text(trial.code)
+        and _is_count(trial.rows)
+        and all(math.isfinite(number) and number >= 0 for number in numbers)
+    )
+
+
+def _is_sound_shadow(shadow: ShadowReport) -> bool:
+    counts = (shadow.rows, shadow.agree, shadow.errors, shadow.skipped)
+    if not (all(map(_is_count, counts)) and shadow.agree <= shadow.rows):
+        return False
+    if not _is_text(shadow.verdict) or not math.isfinite(shadow.seconds):
+        return False
+    try:
+        if shadow.latency_us is not None:
+            check_column(shadow.latency_us, NumericSpec(SHADOW_EDGES, scale=1))
+    except FormatError:
+        return False
+    return True
 
 
 def _is_plain(text: str) -> bool:

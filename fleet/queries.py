@@ -26,6 +26,7 @@ from fleet.api.views import (
 )
 from fleet.database import Database
 from fleet.dispatch import RETURN_STAGE
+from fleet.hardware import Seen, hardware, known_of
 from fleet.plan import Rollout
 from fleet.rollout_rows import StoredVerdict
 from skerry.canonical import from_json
@@ -91,7 +92,9 @@ class Queries:
         if model is not None:
             query = query.where(schema.releases.c.model == model)
         with self._database.read() as connection:
-            return [_release(row) for row in connection.execute(query)]
+            rows = connection.execute(query).all()
+            known = hardware(connection, [row.bundle for row in rows])
+        return [_release(row, known) for row in rows]
 
     def baseline(self, bundle: str) -> bytes:
         """Return the baseline of a bundle, as `manifest.Baseline` in MessagePack.
@@ -304,7 +307,8 @@ def _device(row: AnyRow, now: float) -> DeviceView:
     )
 
 
-def _release(row: AnyRow) -> ReleaseView:
+def _release(row: AnyRow, known: Seen) -> ReleaseView:
+    variants = json.loads(row.manifest)["variants"]
     return ReleaseView(
         model=row.model,
         model_version=row.model_version,
@@ -314,8 +318,9 @@ def _release(row: AnyRow) -> ReleaseView:
         release_counter=row.release_counter,
         published_at=row.published_at,
         may_fall_back_to=json.loads(row.may_fall_back_to),
-        variants=json.loads(row.manifest)["variants"],
+        variants=variants,
         evaluation=json.loads(row.evaluation),
+        hardware=known_of(row.bundle, variants, known),
     )
 
 
@@ -345,6 +350,8 @@ def _assignments(connection: Connection, rollout_id: str) -> list[AssignmentView
             message=row.message,
             effect=row.effect,
             live=json.loads(row.live) if row.live else None,
+            trials=json.loads(row.trials) if row.trials else [],
+            shadow=json.loads(row.shadow) if row.shadow else None,
             steps=steps[row.assignment],
         )
         for row in connection.execute(query)

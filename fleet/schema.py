@@ -175,11 +175,14 @@ assignments = Table(
     Column("message", Text),
     Column("effect", Short),
     Column("live", Text),  # wire LiveStats, JSON
+    Column("trials", Text),  # list of trials.Trial, JSON
+    Column("shadow", Text),  # trials.ShadowReport, JSON
     Column("created_at", Double, nullable=False),
     Column("notified_at", Double),
     Column("ended_at", Double),
     Column("updated_at", Double, nullable=False),
     Index(None, "rollout"),
+    Index(None, "bundle"),
     Index(None, "device", "slot", "n"),
 )
 

@@ -188,7 +188,9 @@ class TelemetryTransaction:
             "code": report.code,
             "message": report.message,
             "effect": report.effect,
-            "live": None if report.live is None else to_json(report.live).decode(),
+            "live": _json(report.live),
+            "trials": _json(report.trials or None),
+            "shadow": _json(report.shadow),
             "updated_at": now,
         }
         if rows:
@@ -374,3 +376,7 @@ def _loss(item: Loss, now: float) -> Rows:
 
 def _bounded(number: int) -> int:
     return max(0, min(number, (1 << 63) - 1))
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else to_json(value).decode()

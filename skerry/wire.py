@@ -28,6 +28,7 @@ from skerry.errors import FormatError, TrustError
 from skerry.keys import PublicKey, Signer
 from skerry.profile import Inventory
 from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip, width
+from skerry.trials import Shadow, ShadowReport, Trial
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -116,6 +117,8 @@ class AssignmentReport(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
     effect: str | None = None
     live: LiveStats | None = None
+    trials: list[Trial] = []  # what the golden set showed of each variant that was tried
+    shadow: ShadowReport | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -216,6 +219,7 @@ class SlotDesired(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int = 1
     probation: Probation = Probation()
     deadline_s: float = 3600.0  # from notified to an end
+    shadow: Shadow | None = None  # first beside what serves; None: not at all
 
 
 class Desired(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,6 +9,7 @@ __all__ = [
     "AlertView",
     "AssignmentView",
     "DeviceView",
+    "HardwareView",
     "IdPage",
     "Items",
     "ReleaseView",
@@ -90,6 +91,8 @@ class AssignmentView(msgspec.Struct, frozen=True):
     message: str | None
     effect: str | None
     live: dict[str, Any] | None
+    trials: list[dict[str, Any]]  # what the golden set showed of each variant
+    shadow: dict[str, Any] | None  # what it did beside the one that serves
     steps: list[StepView]
 
 
@@ -145,6 +148,24 @@ class RolloutView(msgspec.Struct, frozen=True):
     devices_served: list[str]  # every device on which the version ever answered
 
 
+class HardwareView(msgspec.Struct, frozen=True):
+    """What is known of one variant on one class of hardware.
+
+    `known` is ``evaluated``: the compiler measured its accuracy there; ``agrees`` or
+    ``disagrees``: every, or not every device's golden set does; ``unmeasured``: no device of
+    that class has told yet.
+    """
+
+    variant: str
+    hw_class: str
+    known: str
+    devices: int  # that reported their golden set
+    failed: int  # of these, whose golden set did not pass
+    rows: int  # of one golden set
+    disagree: float  # worst share of its rows
+    run_us: float | None  # median over the devices, one row
+
+
 class ReleaseView(msgspec.Struct, frozen=True):
     """A published version of a model."""
 
@@ -158,6 +179,7 @@ class ReleaseView(msgspec.Struct, frozen=True):
     may_fall_back_to: list[str]
     variants: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    hardware: list[HardwareView]  # what is known of each variant on each class of hardware
 
 
 class AlertView(msgspec.Struct, frozen=True):

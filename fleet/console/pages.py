@@ -20,6 +20,7 @@ __all__ = ["SESSIONS", "STATIC", "routes", "secured"]
 HERE: Final = Path(__file__).parent
 STATIC: Final = HERE / "static"
 SESSIONS: Final = web.AppKey("sessions", Sessions)
+MODELS_SHOWN: Final = 30
 LIVE_WINDOWS: Final = 5  # that a histogram merges
 ROLLOUTS_SHOWN: Final = 20
 ALERTS_SHOWN: Final = 20
@@ -102,6 +103,16 @@ async def rollouts(request: web.Request) -> web.Response:
     return _page(
         "rollouts.html", here="rollouts", rollouts=whole, more=max(0, len(found) - ROLLOUTS_SHOWN)
     )
+
+
+@routes.get("/models")
+async def models(request: web.Request) -> web.Response:
+    """Show every published version, and on which hardware it was measured."""
+    found = await in_thread(request.app[QUERIES].releases)
+    return _page(
+        "models.html", here="models", releases=found[:MODELS_SHOWN],
+        more=max(0, len(found) - MODELS_SHOWN),
+    )  # fmt: skip
 
 
 @routes.get("/devices")

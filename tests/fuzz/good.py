@@ -37,6 +37,7 @@ from skerry.manifest import (
 from skerry.profile import Inventory
 from skerry.release_file import ReleaseFile
 from skerry.token import EnrolmentToken, format_token
+from skerry.trials import ShadowReport, Trial
 from tests.fakes.manifests import tiny_manifest
 from tests.fakes.models import graph, linear
 from tests.fakes.releases import BASELINE
@@ -92,6 +93,7 @@ def reported() -> wire.Reported:
     report = wire.AssignmentReport(
         "a-0001", "camera", "committed", [wire.Step("downloading", 1.0), wire.Step("committed", 2.0)],
         variant="fp32-cpu", live=wire.LiveStats(30, 0, 100.0, 200.0, 3.0),
+        trials=[Trial("fp32-cpu", rows=64, run_us=90.0)], shadow=ShadowReport(10, 9, verdict="agrees"),
     )  # fmt: skip
     inventory = Inventory(agent="0.1.0", platform="linux-x86_64", providers=["CPU"], isa=["avx2"])
     return wire.Reported(4, {"camera": release}, [report], inventory, 3)

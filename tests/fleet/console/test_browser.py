@@ -13,7 +13,7 @@ from tests.fakes.browser import Page, open_page
 from tests.fakes.busy import SMUDGED, Play, busy_backend
 
 pytestmark = pytest.mark.chromium
-PAGES = ("rollouts", "devices", "drift")
+PAGES = ("rollouts", "models", "devices", "drift")
 
 
 @pytest.fixture(scope="module")
