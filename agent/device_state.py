@@ -26,7 +26,7 @@ from agent.facts import (
 from skerry.profile import Inventory
 from skerry.states import ASSIGNMENT_WAITS, AssignmentState
 from skerry.trust import Floor
-from skerry.wire import AssignmentReport, Reported, SlotDesired, Step
+from skerry.wire import AssignmentReport, LiveStats, Reported, SlotDesired, Step
 
 __all__ = [
     "CANDIDATE_SERVES",
@@ -88,6 +88,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     release: Release | None = None  # what is being installed, once it is verified
     variants: list[str] = []  # still to be tried, best first
     trials: list[Trial] = []  # what was measured of them
+    before: LiveStats | None = None  # what the committed release did until it was activated
     crashes: int = 0  # of serve or of the whole agent, since it was activated
     ending: Ending | None = None  # set while the slot returns to what was committed
     note: str = ""  # code of what keeps it from getting on, which is no failure

@@ -100,9 +100,10 @@ class ServeCrashed(msgspec.Struct, frozen=True, tag=True):
 
 
 class ServeUnable(msgspec.Struct, frozen=True, tag=True):
-    """The serving process failed to start three times in a row."""
+    """The serving process failed to start three times in a row, or a slot's files cannot be had."""
 
     message: str
+    slot: str = ""  # whose fault it is, empty where nobody knows
 
 
 class Restarted(msgspec.Struct, frozen=True, tag=True):
@@ -207,6 +208,7 @@ class Activated(msgspec.Struct, frozen=True, tag=True):
 
     slot: str
     assignment_id: str
+    before: LiveStats | None = None  # what the committed release did until then
 
 
 class ProbationObserved(msgspec.Struct, frozen=True, tag=True):

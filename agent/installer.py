@@ -35,7 +35,6 @@ from agent.facts import (
     Restore,
     RollBack,
     RolledBack,
-    ServeUnable,
     SmokeFailed,
     Stage,
     Staged,
@@ -46,6 +45,7 @@ from agent.facts import (
 )
 from agent.pace import SlowError
 from agent.permission import Hold
+from agent.settling import Settler
 from agent.staging import Staging, trial_of
 from agent.supervisor import Supervisor
 from agent.verify_protocol import VerifyAnswer
@@ -57,6 +57,7 @@ from skerry.errors import (
     TrustError,
     UnreachableError,
 )
+from skerry.wire import LiveStats
 
 __all__ = ["Installer"]
 
@@ -67,7 +68,9 @@ PERMIT_S: Final = 2.0  # consent and windows are looked at so often
 RETRY_BASE_S: Final = 0.5
 RETRY_CAP_S: Final = 60.0
 STARTING: Final = ""  # no slot's name
+WATCHING: Final = " "  # nor this one
 TELL: Final = 3  # after so many tries the fleet is told that a connection is missing
+STARTS: Final = 3  # of serve with a candidate
 TRIES: Final = 4  # of what is not a matter of the connection
 
 
@@ -108,6 +111,7 @@ class Installer:
         self._handle = handle
         self._report = report
         self._rng = rng
+        self._settler = Settler(files, supervisor, state=state, handle=handle, pause=self._pause)
         self._tasks: dict[str, tuple[EffectItem | None, asyncio.Task[None]]] = {}
 
     def carry_out(self, effect: EffectItem) -> None:
@@ -129,15 +133,15 @@ class Installer:
 
     def begin_serving(self) -> None:
         """Let what is committed, or in probation, serve, however often it takes."""
+        watching = asyncio.create_task(self._settler.watch(), name="serve-steady")
+        self._tasks[WATCHING] = None, watching
         if serving(self._state()):
-            self._tasks[STARTING] = None, asyncio.create_task(self._settle(), name="serve-start")
+            starting = asyncio.create_task(self._settler.settle(), name="serve-start")
+            self._tasks[STARTING] = None, starting
 
     async def serve(self) -> None:
-        """Let what is committed, or in probation, serve."""
-        state = self._state()
-        await self._supervisor.ensure(
-            [self._files.serve_slot(name, release) for name, release in serving(state).items()]
-        )
+        """Let what is committed, or in probation, serve; see `Settler.serve`."""
+        await self._settler.serve()
 
     def _begin(self, slot: str, effect: EffectItem) -> None:
         running = self._tasks.get(slot)
@@ -176,10 +180,10 @@ class Installer:
             case Observe():
                 await self._observe(effect)
             case RollBack():
-                await self._settle()
+                await self._settler.settle()
                 self._handle(RolledBack(effect.slot, effect.assignment_id))
             case Restore():
-                await self._settle()
+                await self._settler.settle()
 
     async def _verified(self, effect: Verify) -> Event:
         answer = await self._persist(lambda: self._verifier(effect), effect)
@@ -259,15 +263,29 @@ class Installer:
 
     async def _activate(self, effect: Activate) -> None:
         slot, id = effect.slot, effect.assignment_id
-        try:
-            await asyncio.to_thread(self._files.check, effect.release)
-            await self.serve()
-        except (NotFoundError, FormatError) as error:
-            self._handle(Failed(slot, id, "files_damaged", str(error)))
-        except StartFailed as error:
-            self._handle(Failed(slot, id, "serve_failed", str(error)))
-        else:
-            self._handle(Activated(slot, id))
+        before = self._live(slot, self._state().slots[slot].current)
+        for attempt in range(1, STARTS + 1):
+            try:
+                await asyncio.to_thread(self._files.check, effect.release)
+                await self.serve()
+            except (NotFoundError, FormatError) as error:
+                self._handle(Failed(slot, id, "files_damaged", str(error)))
+            except StartFailed as error:
+                log.warning("%s: start %d of %d failed: %s", slot, attempt, STARTS, error)
+                if attempt < STARTS:
+                    await self._pause(attempt)
+                    continue
+                self._handle(Failed(slot, id, "serve_failed", str(error)))
+            else:
+                self._handle(Activated(slot, id, before))
+            return
+
+    def _live(self, slot: str, release: Release | None) -> LiveStats | None:
+        """Return what a release does on live traffic, None for no release."""
+        if release is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        return self._supervisor.live(slot, release.ref.bundle, now)
 
     async def _observe(self, effect: Observe) -> None:
         slot, id = effect.slot, effect.assignment_id
@@ -275,34 +293,10 @@ class Installer:
             work = self._state().slots[slot].work
             if work is None or work.release is None:
                 return
-            now = asyncio.get_running_loop().time()
-            live = self._supervisor.live(slot, work.release.ref.bundle, now)
+            live = self._live(slot, work.release)
+            assert live is not None
             self._handle(ProbationObserved(slot, id, live))
             await asyncio.sleep(OBSERVE_S)
-
-    async def _settle(self) -> None:
-        """Let what shall serve serve, whatever it takes; fetch again what was damaged."""
-        attempt = 0
-        while True:
-            try:
-                for release in serving(self._state()).values():
-                    await self._whole(release)
-                await self.serve()
-                return
-            except SkerryError as error:
-                log.warning("what shall serve does not: %s", error)
-                attempt += 1
-                if attempt % TRIES == 0:
-                    self._handle(ServeUnable(str(error)))
-                await self._pause(attempt)
-
-    async def _whole(self, release: Release) -> None:
-        try:
-            await asyncio.to_thread(self._files.check, release)
-        except (NotFoundError, FormatError) as error:
-            log.warning("%s; fetching it again", error)
-            await self._files.fetch_manifest(release)
-            await self._files.fetch_variant(release, release.ref.variant)
 
     async def _persist(
         self, work: Callable[[], Coroutine[Any, Any, Any]], effect: Verify | Download | Stage

@@ -17,6 +17,7 @@ from skerry.states import AssignmentState
 
 __all__ = ["Everywhere", "on_everywhere"]
 
+GOOD_S: Final = 3600.0  # a release that was committed so long ago may be known to be good
 SLOW: Final = "slow_retrieval"
 _A = AssignmentState
 Everywhere = Ticked | ServeCrashed | ServeUnable | Restarted | Steadied
@@ -37,10 +38,12 @@ def on_everywhere(turn: Turn, event: Everywhere) -> None:
                 _on_crashed(turn, slot, slot.work, "the serving process ended")
             case Restarted() if doing(slot) in CANDIDATE_SERVES:
                 _on_crashed(turn, slot, slot.work, "the agent, or the device, ended")
-            case ServeUnable(message=message) if doing(slot) in CANDIDATE_SERVES:
+            case ServeUnable(message=message, slot=whose) if doing(
+                slot
+            ) in CANDIDATE_SERVES and whose in {"", slot.name}:
                 turn.stop(slot, slot.work, Ending(_A.ROLLED_BACK, "serve_failed", message))
     if isinstance(event, ServeUnable) and not turn.effects:
-        _fall_back(turn)
+        _fall_back(turn, event.slot)
 
 
 def _on_ticked(turn: Turn, slot: Slot, work: Work) -> None:
@@ -62,14 +65,21 @@ def _on_crashed(turn: Turn, slot: Slot, work: Work, what: str) -> None:
 
 def _on_steadied(turn: Turn) -> None:
     for _, slot in sorted(turn.state.slots.items()):
-        if slot.work is None and slot.current is not None and slot.good != slot.current:
+        current = slot.current
+        if slot.work is not None or current is None or slot.good == current:
+            continue
+        if turn.now - current.ref.since >= GOOD_S:
             turn.put(msgspec.structs.replace(slot, good=slot.current))
             turn.discard()
 
 
-def _fall_back(turn: Turn) -> None:
-    """Return the slot that changed last: nothing is under way, and serve does not start."""
-    found = [(slot, net) for slot in turn.state.slots.values() if (net := _net(slot)) is not None]
+def _fall_back(turn: Turn, whose: str) -> None:
+    """Return the slot at fault, or the one that changed last: serve does not start."""
+    found = [
+        (slot, net)
+        for slot in turn.state.slots.values()
+        if whose in {"", slot.name} and (net := _net(slot)) is not None
+    ]
     if not found:
         return
     slot, release = max(found, key=lambda pair: (_since(pair[0]), pair[0].name))

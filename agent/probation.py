@@ -5,13 +5,16 @@ from skerry.wire import LiveStats, Probation
 __all__ = ["judge"]
 
 
-def judge(probation: Probation, live: LiveStats, elapsed_s: float) -> tuple[str, str] | None:
+def judge(
+    probation: Probation, live: LiveStats, elapsed_s: float, before: LiveStats | None = None
+) -> tuple[str, str] | None:
     """Judge a candidate by what it did on live traffic.
 
     Args:
         probation: the limits that the assignment gave.
         live: since the candidate was activated.
         elapsed_s: since it was activated, by the clock.
+        before: what the committed release did until then, None where nobody knows.
 
     Returns:
         None to wait; ``("ok", "")`` to commit; else a code and a message.
@@ -28,6 +31,12 @@ def judge(probation: Probation, live: LiveStats, elapsed_s: float) -> tuple[str,
         limit = probation.max_p99_ms
         if limit is not None and live.p99_us is not None and live.p99_us > limit * 1000:
             return "latency", f"expected p99 below {limit} ms, got {live.p99_us / 1000:.1f} ms"
+        ratio, was = probation.max_latency_ratio, before.p99_us if before else None
+        if ratio is not None and was and live.p99_us is not None and live.p99_us > ratio * was:
+            return "latency", (
+                f"expected p99 of at most {ratio:g} x the {was / 1000:.1f} ms of the release "
+                f"before, got {live.p99_us / 1000:.1f} ms"
+            )
         return "ok", ""
     if late:
         return "insufficient_data", (

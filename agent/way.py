@@ -169,6 +169,7 @@ _HOLDS: Final = {"window": _A.WAITING_WINDOW, "consent": _A.WAITING_CONSENT}
 
 
 def _on_activated(turn: Turn, slot: Slot, work: Work, event: Activated) -> None:
+    work = msgspec.structs.replace(work, before=event.before)
     turn.enter(slot, work, _A.PROBATION)
 
 
@@ -177,7 +178,7 @@ def _on_activation_failed(turn: Turn, slot: Slot, work: Work, event: Failed) -> 
 
 
 def _on_observed(turn: Turn, slot: Slot, work: Work, event: ProbationObserved) -> None:
-    verdict = judge(work.want.probation, event.live, turn.now - work.since)
+    verdict = judge(work.want.probation, event.live, turn.now - work.since, work.before)
     if verdict is None:
         return
     code, message = verdict

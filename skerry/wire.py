@@ -206,6 +206,7 @@ class Probation(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float = 120.0  # without enough traffic by then: not committed
     max_error_rate: float = 0.02
     max_p99_ms: float | None = None
+    max_latency_ratio: float | None = None  # of p99, to the release before on this device
     max_crashes: int = 2  # of serve, or of the whole agent; one more rolls back
 
 

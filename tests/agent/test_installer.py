@@ -6,13 +6,15 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 import agent.installer
 from agent.child import StartFailed
-from agent.device_state import State
+from agent.device_state import Slot, State
 from agent.facts import (
     Activate,
+    Activated,
     Discard,
     Download,
     EffectItem,
@@ -21,7 +23,9 @@ from agent.facts import (
     Observe,
     Rejected,
     Report,
+    Restore,
     RollBack,
+    ServeUnable,
     SmokeFailed,
     Stage,
     Staged,
@@ -73,7 +77,12 @@ class Site:
         )
         self.fetch_manifest = self._doing("fetch_manifest")
         self.fetch_variant = self._doing("fetch_variant")
-        self.ensure = self._doing("ensure")
+        self.served: list[list[str]] = []
+        self.pid: int | None = None
+
+    async def ensure(self, slots: list[str]) -> None:
+        self.served.append(list(slots))
+        self._next("ensure")
 
     def fitting(self, _manifest: object) -> tuple[list[str], list[str]]:
         return ["int8", "fp32"], []
@@ -205,6 +214,40 @@ async def test_an_activation_that_fails_says_why(name: str, error: Exception, co
     site.script = {name: [error]}
     (event,) = await site.run(effect)
     assert (type(event).__name__, getattr(event, "code", "")) == ("Failed", code)
+    assert site.calls.count("check") == (3 if name == "ensure" else 1)
+
+
+async def test_a_start_that_fails_twice_is_no_failed_activation() -> None:
+    site, effect = site_at(Activate)
+    site.script = {"ensure": [StartFailed("busy"), StartFailed("busy"), None]}
+    (event,) = await site.run(effect)
+    assert event == Activated(SLOT, "b", LiveStats(answered=5, seconds=1.0))
+
+
+async def test_one_broken_slot_does_not_silence_the_others() -> None:
+    site, _ = site_at(Activate)
+    bench = Bench()
+    bench.install(1, "a", 1)
+    current = bench.state.slots[SLOT].current
+    slots = {**bench.state.slots, "lamp": Slot("lamp", current=current)}
+    site.state = msgspec.structs.replace(bench.state, slots=slots)
+    site.script = {"check": [FormatError("damaged"), None] * 4 + [None], "fetch_variant": [AWAY]}
+    events = await site.run(Restore(SLOT, current))  # type: ignore[arg-type]
+    assert site.served[0] == [SLOT]  # "lamp" comes first, and is broken
+    assert site.served[-1] == ["lamp", SLOT]
+    assert events == [ServeUnable("no connection", "lamp")]
+
+
+async def test_what_serves_goes_on_while_another_slot_is_broken() -> None:
+    site, _ = site_at(Activate)
+    site.pid = 7
+    current = site.state.slots[SLOT].current
+    site.state = msgspec.structs.replace(
+        site.state, slots={"lamp": Slot("lamp", current=current), **site.state.slots}
+    )
+    site.script = {"check": [FormatError("damaged"), None, None], "fetch_variant": [AWAY]}
+    await site.run(RollBack(SLOT, "b", None))
+    assert site.served == [["lamp", SLOT]]
 
 
 async def test_a_return_is_tried_until_it_is_done_and_a_bad_start_is_said() -> None:

@@ -447,9 +447,10 @@ def test_the_assignment_says_how_many_crashes_are_too_many() -> None:
 def test_the_last_known_good_is_the_last_net() -> None:
     bench = Bench()
     bench.install(1, "a", 1)
-    bench.take(Steadied())
+    bench.take(Steadied(), after=3600.0)
     bench.install(2, "b", 2)
     bench.install(3, "c", 3)
+    assert bench.take(Steadied()) == []  # too early to know
     (discard,) = [effect for effect in pending(bench.state) if isinstance(effect, Discard)]
     assert discard.keep == ["sha256:" + digest(n) for n in (1, 2, 3)]
     for counter in (2, 1):
@@ -462,17 +463,29 @@ def test_the_last_known_good_is_the_last_net() -> None:
 def test_what_has_served_for_long_takes_the_place_of_an_older_net() -> None:
     bench = Bench()
     bench.install(1, "a", 1)
-    bench.take(Steadied())
+    bench.take(Steadied(), after=3600.0)
     bench.install(2, "b", 2)
     bench.install(3, "c", 3)
-    (discard,) = [e for e in bench.take(Steadied()) if isinstance(e, Discard)]
+    (discard,) = [e for e in bench.take(Steadied(), after=3600.0) if isinstance(e, Discard)]
     assert discard.keep == ["sha256:" + digest(n) for n in (2, 3)]
     assert bench.take(Steadied()) == []
 
 
 def test_a_candidate_is_never_the_last_known_good() -> None:
     bench = bench_at(Doing.PROBATION)
-    assert bench.take(Steadied()) == []
+    assert bench.take(Steadied(), after=50.0) == []
+
+
+def test_the_slot_at_fault_falls_back_and_no_other() -> None:
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.install(2, "b", 2)
+    assert bench.take(ServeUnable("damaged", "lamp")) == []
+    effects = bench.take(ServeUnable("damaged", SLOT))
+    assert isinstance(effects[0], Restore)
+    bench = bench_at(Doing.PROBATION)
+    assert bench.take(ServeUnable("damaged", "lamp")) == []
+    assert doing(bench.state.slots[SLOT]) is Doing.PROBATION
 
 
 # --- superseding ------------------------------------------------------------------------------
@@ -696,6 +709,31 @@ def test_verdicts_of_probation(live: LiveStats, elapsed: float, verdict: str | N
 def test_a_slow_candidate_is_not_committed() -> None:
     slow = LiveStats(answered=100, seconds=9.0, p99_us=51_000.0)
     assert (judge(Probation(max_p99_ms=50.0), slow, 9.0) or ("",))[0] == "latency"
+
+
+@pytest.mark.parametrize(
+    ("before", "p99", "verdict"),
+    [
+        (LiveStats(p99_us=1000.0), 1500.0, "ok"),
+        (LiveStats(p99_us=1000.0), 1501.0, "latency"),
+        (LiveStats(), 9e9, "ok"),
+        (None, 9e9, "ok"),
+    ],
+)
+def test_a_candidate_may_be_held_against_what_was_before(
+    before: LiveStats | None, p99: float, verdict: str
+) -> None:
+    live = LiveStats(answered=100, seconds=9.0, p99_us=p99)
+    assert (judge(Probation(max_latency_ratio=1.5), live, 9.0, before) or ("",))[0] == verdict
+
+
+def test_what_was_before_outlives_a_restart() -> None:
+    bench = bench_at(Doing.ACTIVATING)
+    relative = LiveStats(p99_us=1000.0)
+    bench.take(Activated(SLOT, "b", relative))
+    work = from_msgpack(to_msgpack(bench.state), State).slots[SLOT].work
+    assert work is not None
+    assert work.before == relative
 
 
 def test_a_return_asks_nothing_of_the_traffic() -> None:

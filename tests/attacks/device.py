@@ -163,7 +163,7 @@ class Device:
         self.control._link = self.link  # type: ignore[assignment]
         self.control._supervisor = self.supervisor  # type: ignore[assignment]
         installer = self.control._installer
-        installer._supervisor = self.supervisor  # type: ignore[assignment]
+        installer._supervisor = installer._settler._supervisor = self.supervisor  # type: ignore[assignment]
         installer._rng = _Soon()
 
         async def stage(effect: Stage) -> None:
