@@ -19,12 +19,12 @@ from agent.facts import (
     Report,
     RollBack,
     Stage,
-    Trial,
     Verify,
     Wait,
 )
 from skerry.profile import Inventory
 from skerry.states import ASSIGNMENT_WAITS, AssignmentState
+from skerry.trials import Trial
 from skerry.trust import Floor
 from skerry.wire import AssignmentReport, LiveStats, Reported, SlotDesired, Step
 
@@ -245,6 +245,7 @@ def assignment_report(slot: Slot, work: Work) -> AssignmentReport:
         variant=variant or None,
         code=work.note or None,
         message=work.note_message or None,
+        trials=work.trials,
     )
 
 

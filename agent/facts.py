@@ -6,6 +6,7 @@ slot and assignment, so that a late outcome is known for what it is.
 
 import msgspec
 
+from skerry.trials import Trial
 from skerry.trust import CatalogTarget, DirectorTarget, PatchRef
 from skerry.wire import Desired, LiveStats, Probation, ReleaseRef, SlotDesired
 
@@ -40,7 +41,6 @@ __all__ = [
     "Staged",
     "Steadied",
     "Ticked",
-    "Trial",
     "Unfit",
     "Verified",
     "Verify",
@@ -160,17 +160,6 @@ class Downloaded(msgspec.Struct, frozen=True, tag=True):
     variants: list[str]
 
 
-class Trial(msgspec.Struct, frozen=True):
-    """What the golden set showed of one variant on this device."""
-
-    variant: str
-    code: str  # ok, or why it is not fit, as `SmokeResult` has it
-    run_us: float  # median of one row
-    rows: int
-    disagree: float  # share of golden rows whose prediction differs
-    max_diff: float  # largest difference of an output value
-
-
 class Staged(msgspec.Struct, frozen=True, tag=True):
     """This variant ran, agreed with the golden set, and is the best here."""
 
@@ -201,6 +190,7 @@ class SmokeFailed(msgspec.Struct, frozen=True, tag=True):
     variant: str
     code: str
     message: str
+    trials: list[Trial] = []  # what was measured of it
 
 
 class Activated(msgspec.Struct, frozen=True, tag=True):

@@ -245,7 +245,9 @@ class Installer:
         if not found[best].ok:
             result = found[best]
             log.warning("%s: variant %s: %s (%s)", slot, best, result.message, result.code)
-            self._handle(SmokeFailed(slot, id, best, result.code, result.message))
+            self._handle(
+                SmokeFailed(slot, id, best, result.code, result.message, [trial_of(best, result)])
+            )
             return
         trials = [trial_of(name, result) for name, result in found.items()]
         hold = self._permits(self._state().slots[slot])

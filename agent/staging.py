@@ -10,13 +10,14 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from agent.bundle_files import BundleFiles
-from agent.facts import Stage, Trial
+from agent.facts import Stage
 from agent.serve_protocol import SmokeResult
 from agent.slots import variant_of
 from agent.smoke_run import smoke_run
 from agent.trials import Trials, best_of
 from skerry.errors import SkerryError
 from skerry.manifest import Manifest
+from skerry.trials import Trial
 
 __all__ = ["Staging", "trial_of"]
 
@@ -110,4 +111,4 @@ class Staging:
 
 def trial_of(variant: str, result: SmokeResult) -> Trial:
     """Return what is told of a variant that was tried."""
-    return Trial(variant, result.code, result.run_us, result.rows, result.disagree, result.max_diff)
+    return Trial(variant, result.code, result.rows, result.disagree, result.max_diff, result.run_us)

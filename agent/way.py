@@ -127,6 +127,7 @@ def _on_smoke_failed(turn: Turn, slot: Slot, work: Work, event: SmokeFailed) -> 
     if event.variant not in work.variants:
         return
     rest = [variant for variant in work.variants if variant != event.variant]
+    work = msgspec.structs.replace(work, trials=[*work.trials, *event.trials])
     if rest:
         work = msgspec.structs.replace(work, variants=rest)
         slot = msgspec.structs.replace(slot, work=work)
@@ -141,7 +142,7 @@ def _on_staged(turn: Turn, slot: Slot, work: Work, event: Staged) -> None:
         return
     ref = msgspec.structs.replace(work.release.ref, variant=event.variant, since=turn.now)
     release = msgspec.structs.replace(work.release, ref=ref)
-    work = msgspec.structs.replace(work, release=release, trials=event.trials)
+    work = msgspec.structs.replace(work, release=release, trials=[*work.trials, *event.trials])
     if event.hold:
         turn.enter(slot, work, _A.STAGED, _HOLDS[event.hold])
         _say(turn, slot, event.code, event.message)

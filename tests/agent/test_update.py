@@ -43,6 +43,7 @@ from agent.update import step
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.profile import Inventory
 from skerry.states import ASSIGNMENT, AssignmentState
+from skerry.trials import Trial
 from skerry.wire import LiveStats, Probation
 from tests.fakes.assignments import (
     HEALTHY,
@@ -266,6 +267,20 @@ def test_the_next_variant_is_tried_when_the_first_fails_its_smoke_run() -> None:
     # the same fact twice does not spend the second variant
     assert bench.take(SmokeFailed(SLOT, "b", "int8", "golden_mismatch", "differs")) == []
     bench.take(Staged(SLOT, "b", "fp32"), Activated(SLOT, "b"))
+    assert serving(bench.state)[SLOT].ref.variant == "fp32"
+
+
+def test_what_was_measured_of_every_variant_is_reported() -> None:
+    bench = bench_at(Doing.STAGING)
+    bad, good = Trial("int8", "golden_mismatch", disagree=0.5), Trial("fp32", run_us=80.0)
+    bench.take(SmokeFailed(SLOT, "b", "int8", "golden_mismatch", "differs", [bad]))
+    bench.take(Staged(SLOT, "b", "fp32", trials=[good]), *way("b", 2)[3:])
+    assert bench.state.ended[-1].report.trials == [bad, good]
+
+
+def test_a_better_variant_than_the_first_may_be_staged() -> None:
+    bench = bench_at(Doing.STAGING)
+    bench.take(Staged(SLOT, "b", "fp32"))
     assert serving(bench.state)[SLOT].ref.variant == "fp32"
 
 
