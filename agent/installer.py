@@ -57,6 +57,7 @@ from skerry.errors import (
     TrustError,
     UnreachableError,
 )
+from skerry.trials import Trial
 from skerry.wire import LiveStats
 
 __all__ = ["Installer"]
@@ -250,9 +251,12 @@ class Installer:
             )
             return
         trials = [trial_of(name, result) for name, result in found.items()]
+        self._handle(self._staged(slot, id, best, trials))
+
+    def _staged(self, slot: str, id: str, variant: str, trials: list[Trial]) -> Staged:
         hold = self._permits(self._state().slots[slot])
         held = ("", "", "") if hold is None else (hold.kind, hold.code, hold.message)
-        self._handle(Staged(slot, id, best, *held, trials))
+        return Staged(slot, id, variant, *held, trials)
 
     async def _fetch_once(self, effect: Stage, variant: str) -> SkerryError | None:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.config import AgentConfig, Layout
 from agent.control import Control
-from agent.facts import Stage, Staged
+from agent.facts import Stage
 from agent.identity import Identity, Record
 from agent.state import Database
 from agent.verifier import verify_request
@@ -168,7 +168,8 @@ class Device:
 
         async def stage(effect: Stage) -> None:
             await installer._files.fetch_variant(effect.release, effect.variant)
-            installer._handle(Staged(effect.slot, effect.assignment_id, effect.variant))
+            staged = installer._staged(effect.slot, effect.assignment_id, effect.variant, [])
+            installer._handle(staged)
 
         installer._stage = stage  # type: ignore[method-assign]
 
