@@ -56,13 +56,15 @@ def outcome_of(device: "Device", effect: EffectItem) -> Event | None:
             if release.ref.bundle not in device.bundles:
                 return Failed(slot, key, "gone", "the bundle is not here")
             device.smoked[release.ref.bundle] = None
-            return Staged(slot, key, variant)
+            hold = "consent" if device.leave.refuses(key) else ""
+            return Staged(slot, key, variant, hold, hold)
         case Activate(slot=slot, assignment_id=key, release=release):
             if not device.is_under_way(slot, key, Doing.ACTIVATING):
                 return None  # the installer was told to stop meanwhile
             if release.ref.bundle not in device.bundles:
                 return Failed(slot, key, "gone", "the bundle is not here")
             device.witness.activated(device, slot, release.ref.bundle)
+            device.witness.permitted(device, key)
             device.swap(slot, release.ref.bundle)
             return Activated(slot, key)
         case RollBack(slot=slot, assignment_id=key, release=release):

@@ -17,14 +17,19 @@ from agent.facts import (
     Discard,
     EffectItem,
     Event,
+    Failed,
     FleetTimeHeard,
+    Held,
     Observe,
     ProbationObserved,
     Report,
+    Restarted,
     Restore,
     ServeCrashed,
     ServeUnable,
     Ticked,
+    Verify,
+    Wait,
 )
 from agent.outbox import Outbox
 from agent.update import Machine
@@ -51,6 +56,7 @@ from tests.fakes.signing import FakeKey, FakeSigner
 from tests.flows.acts import outcome_of
 from tests.flows.catalog import HW_CLASS, VARIANTS, ReleaseTruth
 from tests.flows.central import FLEET_ID, SHARDS
+from tests.flows.leave import Leave
 from tests.flows.spool import Spool
 
 TICK_S = 5.0
@@ -63,6 +69,7 @@ class Witness(Protocol):
 
     def saved(self, device: "Device", state: State) -> None: ...
     def activated(self, device: "Device", slot: str, bundle: str) -> None: ...
+    def permitted(self, device: "Device", assignment_id: str) -> None: ...
     def said(self, device: "Device", body: Reported) -> None: ...
     def forgot(self, device: "Device", boot: str, records: dict[int, Item]) -> None: ...
 
@@ -93,6 +100,7 @@ class Device:
         self.crashes = 0
         self.refused = 0  # requests that nobody answered
         self.turned_away = 0  # messages damaged, or meant for others
+        self.leave = Leave(name)
         self.armed = ""  # at_save, after_save or after_act
         self.every_row = True  # the record policy: predictions leave, or only windows do
         self.lost: set[tuple[str, int]] = set()  # records that the disk has lost
@@ -128,6 +136,9 @@ class Device:
         self.running = {slot: r.ref.bundle for slot, r in serving(state).items()}
         self._live: dict[str, LiveStats] = {}
         self._start_serve()
+        self.feed(Restarted())
+        if not self.up:
+            return
         self._guard(self.machine.resume)
         self.connect()
         self._soon(TICK_S * self.rng.random(), "ticks", self._tick)
@@ -234,6 +245,8 @@ class Device:
                 self.bundles = {bundle: None for bundle in self.bundles if bundle in wanted}
             case Restore(slot=slot, release=release):
                 self.swap(slot, release.ref.bundle)
+            case Wait():
+                self._soon(self.leave.patience(), "waits", lambda: self._wait(effect))
             case Observe():
                 self._soon(1.0, "observes", lambda: self._observe(effect))
             case _:
@@ -244,6 +257,21 @@ class Device:
         self._die_if_armed("after_act")
         if outcome is not None:
             self.feed(outcome)
+
+    def _wait(self, effect: Wait) -> None:
+        slot, key = effect.slot, effect.assignment_id
+        if not self.is_under_way(slot, key, Doing.WAITING):
+            return
+        if self.leave.refuses(key):
+            hold = self.leave.kind()
+            self.feed(Held(slot, key, hold, hold, "not now"))
+        else:
+            director = self.machine.state.director
+            outcome = outcome_of(self, Verify(slot, key, effect.want, director))
+            if outcome is not None and not isinstance(outcome, Failed):
+                self.feed(outcome)
+                return
+        self._soon(self.leave.patience(), "waits", lambda: self._wait(effect))
 
     def _observe(self, effect: Observe) -> None:
         if not self.is_under_way(effect.slot, effect.assignment_id, Doing.PROBATION):

@@ -102,6 +102,10 @@ class Laws:
         if bundle not in self.fleet.sent.get(device.name, ()):
             raise LawBroken("not_assigned", f"{device.name} activates {released.path}")
 
+    def permitted(self, device: Device, assignment_id: str) -> None:
+        if assignment_id in device.leave.held:
+            raise LawBroken("not_permitted", f"{device.name} activates {assignment_id}")
+
     def said(self, device: Device, body: Reported) -> None:
         truth = self._of.setdefault(device.name, DeviceTruth())
         words: dict[str, object] = {f"slot {name}": ref for name, ref in body.slots.items()}

@@ -108,6 +108,10 @@ MUTANTS = (
         (("fleet/ingest.py", "if reported.version <= stored:", "if reported.version == stored:"),),
     ),
     Mutant(
+        "leave is waited for",
+        (("agent/way.py", "    if event.hold:", "    if False:"),),
+    ),
+    Mutant(
         "an assignment begins once",
         (("agent/update.py", "if name_of(want) == slot.begun:", "if False:"),),
     ),
