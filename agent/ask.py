@@ -9,6 +9,7 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from agent.pace import MIN_BYTES_S, SLOW_S, Watchdog, watched
 from skerry.errors import (
     ConflictError,
     FormatError,
@@ -50,10 +51,9 @@ def ask(url: str, context: ssl.SSLContext, *, body: bytes | None = None, limit: 
         raise RefusedError(f"expected an https address of the fleet, got {url[:120]!r}")
     headers = {} if body is None else {"Content-Type": "application/json"}
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - checked above
+    handler = watched(urllib.request.HTTPSHandler, _watchdog, context=context)
     # a proxy of the environment has no business between a device and its fleet
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context), _Stay()
-    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), handler, _Stay())
     try:
         with opener.open(request, timeout=TIMEOUT_S) as response:
             data = bytes(response.read(limit + 1))
@@ -69,6 +69,10 @@ def ask(url: str, context: ssl.SSLContext, *, body: bytes | None = None, limit: 
     if len(data) > limit:
         raise FormatError(f"expected an answer of at most {limit} bytes from {url}")
     return data
+
+
+def _watchdog() -> Watchdog:
+    return Watchdog(MIN_BYTES_S, SLOW_S)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from agent.ask import problem_of, tls_fault
 from agent.durable import fsync_dir
-from agent.pace import Limiter, SlowError, TooSlow, Watchdog, watched
+from agent.pace import MIN_BYTES_S, SLOW_S, Limiter, SlowError, TooSlow, Watchdog, watched
 from agent.room import NO_ROOM, check_room
 from skerry.errors import (
     FormatError,
@@ -37,8 +37,6 @@ __all__ = ["Fetcher"]
 SMALL_BYTES: Final = 64 << 10
 CHUNK_BYTES: Final = 1 << 20
 MAX_TAG: Final = 128
-MIN_BYTES_S: Final = 1024
-SLOW_S: Final = 60.0
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 CERTIFICATE_CODES: Final = frozenset({"certificate_missing", "certificate_refused"})
 

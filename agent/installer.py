@@ -137,7 +137,7 @@ class Installer:
         watching = asyncio.create_task(self._settler.watch(), name="serve-steady")
         self._tasks[WATCHING] = None, watching
         if serving(self._state()):
-            starting = asyncio.create_task(self._settler.settle(), name="serve-start")
+            starting = asyncio.create_task(self._settler.start(), name="serve-start")
             self._tasks[STARTING] = None, starting
 
     async def serve(self) -> None:
@@ -269,6 +269,8 @@ class Installer:
 
     async def _activate(self, effect: Activate) -> None:
         slot, id = effect.slot, effect.assignment_id
+        if STARTING in self._tasks:
+            await asyncio.wait({self._tasks[STARTING][1]})  # what is committed comes first
         before = self._live(slot, self._state().slots[slot].current)
         for attempt in range(1, STARTS + 1):
             try:

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from skerry.errors import UnreachableError
 
-__all__ = ["Limiter", "SlowError", "TooSlow", "Watchdog", "watched"]
+__all__ = ["MIN_BYTES_S", "SLOW_S", "Limiter", "SlowError", "TooSlow", "Watchdog", "watched"]
 
+MIN_BYTES_S: Final = 1024
+SLOW_S: Final = 60.0
 BURST_S: Final = 0.5  # of a limited rate may come at once
 NAP_S: Final = 0.25
 

@@ -26,7 +26,7 @@ import msgspec
 
 from skerry.errors import FormatError
 
-__all__ = ["GRAPH", "LEAST_BYTES", "WEIGHTS", "find", "make", "place", "prune"]
+__all__ = ["GRAPH", "LEAST_BYTES", "WEIGHTS", "drop", "find", "make", "place", "prune"]
 
 GRAPH: Final = "model.onnx"
 WEIGHTS: Final = "weights.bin"
@@ -97,6 +97,13 @@ def find(folder: Path) -> Path | None:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     return folder / GRAPH
+
+
+def drop(cache_dir: Path, digest: str) -> None:
+    """Remove every folder of a model."""
+    name = digest.removeprefix("sha256:")[:DIGITS]
+    for folder in cache_dir.glob(f"{name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(cache_dir: Path, digests: Iterable[str]) -> None:

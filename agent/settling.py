@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from agent.bundle_files import BundleFiles
-from agent.device_state import State, serving
+from agent.device_state import Doing, State, doing, serving
 from agent.facts import Event, Release, ServeUnable, Steadied
 from agent.supervisor import Supervisor
 from skerry.errors import FormatError, NotFoundError, SkerryError
@@ -62,6 +62,31 @@ class Settler:
         await self._supervisor.ensure(
             [self._files.serve_slot(name, release) for name, release in slots.items()]
         )
+
+    async def start(self) -> None:
+        """Let something serve after a start, at once.
+
+        A candidate that was being activated may be what ended the last process: what is committed
+        serves first, and the activation, which is repeated, comes after it.
+        """
+        state = self._state()
+        first = {
+            name: slot.current
+            for name, slot in state.slots.items()
+            if doing(slot) is Doing.ACTIVATING and slot.current is not None
+        }
+        if not first:
+            await self.settle()
+            return
+        shall = {**serving(state), **first}
+        try:
+            for release in shall.values():
+                await asyncio.to_thread(self._files.check, release)
+            await self._supervisor.ensure(
+                [self._files.serve_slot(name, release) for name, release in sorted(shall.items())]
+            )
+        except SkerryError as error:
+            log.warning("what is committed does not serve: %s; going on with the candidate", error)
 
     async def settle(self) -> None:
         """Let what shall serve serve, however often it takes."""

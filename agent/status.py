@@ -116,6 +116,7 @@ def collect(layout: Layout) -> dict[str, Any]:
                 "doing": doing(slot).value,
                 "assignment": slot.work.want.assignment_id if slot.work else None,
                 "target": slot.work.want.target if slot.work else None,
+                "why": slot.work.note_message if slot.work else "",
             }
             for name, slot in sorted(state.slots.items() if state else ())
         },
@@ -151,6 +152,7 @@ def describe(found: dict[str, Any]) -> str:
         what = f"{slot['model']} {slot['model_version']}" if slot["model"] else "empty"
         variant = f", variant {slot['variant']}" if slot["variant"] else ""
         busy = f", {slot['doing']} {slot['target']}" if slot["assignment"] else ""
+        busy += f": {slot['why']}" if slot["why"] else ""
         lines.append(f"  slot {name}: {what}{variant}{busy}")
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from agent.facts import (
     Noted,
     Observe,
     Rejected,
+    Release,
     Report,
     Restore,
     RollBack,
@@ -77,6 +78,8 @@ class Site:
         )
         self.fetch_manifest = self._doing("fetch_manifest")
         self.fetch_variant = self._doing("fetch_variant")
+        self.bundles: list[str] = []  # as they were asked to serve
+        self.restarts = 0
         self.served: list[list[str]] = []
         self.pid: int | None = None
 
@@ -93,7 +96,8 @@ class Site:
     def check(self, _release: object) -> None:
         self._next("check")
 
-    def serve_slot(self, name: str, _release: object) -> str:
+    def serve_slot(self, name: str, release: Release) -> str:
+        self.bundles.append(release.ref.bundle)
         return name
 
     def keep_only(self, bundles: list[str]) -> list[str]:
@@ -236,6 +240,34 @@ async def test_one_broken_slot_does_not_silence_the_others() -> None:
     assert site.served[0] == [SLOT]  # "lamp" comes first, and is broken
     assert site.served[-1] == ["lamp", SLOT]
     assert events == [ServeUnable("no connection", "lamp")]
+
+
+async def test_after_a_restart_in_an_activation_the_committed_one_serves_first() -> None:
+    site, effect = site_at(Activate)
+    site.installer.begin_serving()
+    site.installer.carry_out(effect)
+    async with asyncio.timeout(5.0):
+        while not site.events:  # noqa: ASYNC110 - another task acts
+            await asyncio.sleep(0.01)
+    await site.installer.stop()
+    current = site.state.slots[SLOT].current
+    assert current is not None
+    assert site.bundles == [current.ref.bundle, effect.release.ref.bundle]
+
+
+async def test_what_is_committed_and_damaged_does_not_keep_a_candidate_from_its_activation() -> (
+    None
+):
+    site, effect = site_at(Activate)
+    site.script = {"check": [FormatError("damaged"), None]}
+    site.installer.begin_serving()
+    site.installer.carry_out(effect)
+    async with asyncio.timeout(5.0):
+        while not site.events:  # noqa: ASYNC110 - another task acts
+            await asyncio.sleep(0.01)
+    await site.installer.stop()
+    assert site.bundles == [effect.release.ref.bundle]
+    assert isinstance(site.events[0], Activated)
 
 
 async def test_what_serves_goes_on_while_another_slot_is_broken() -> None:

@@ -36,6 +36,7 @@ from tests.attacks.harness import (
     open_site,
     refused,
 )
+from tests.attacks.test_time import hears_the_time
 from tests.fakes.http_files import FileServer
 from tests.fakes.trusted import NOW, PHRASE, TrustedFleet, make_bundle, make_fleet
 
@@ -50,6 +51,20 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             yield site
         finally:
             await site.device.stop()
+
+
+async def test_the_time_of_day_is_known_or_nobody_pretends(site: Site) -> None:
+    """For maintenance windows: what the fleet has proved counts before a clock that may be ahead."""
+    trust = site.device.control._trust
+    assert trust.wall_clock() == site.clock.now
+    site.clock.now = 0.0
+    assert trust.wall_clock() is None  # never set
+    site.clock.now = 4_070_908_800.0
+    hears_the_time(site)
+    assert trust.wall_clock() == site.now.timestamp()
+    site.clock.now = site.device.floor.time - 1.0
+    await site.device.restart()  # which forgets the proof, and keeps the floor
+    assert site.device.control._trust.wall_clock() is None
 
 
 @pytest.fixture
