@@ -24,7 +24,7 @@ from agent.facts import (
 )
 from skerry.profile import Inventory
 from skerry.states import ASSIGNMENT_WAITS, AssignmentState
-from skerry.trials import Trial
+from skerry.trials import ShadowReport, Trial
 from skerry.trust import Floor
 from skerry.wire import AssignmentReport, LiveStats, Reported, SlotDesired, Step
 
@@ -88,6 +88,7 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     release: Release | None = None  # what is being installed, once it is verified
     variants: list[str] = []  # still to be tried, best first
     trials: list[Trial] = []  # what was measured of them
+    shadow: ShadowReport | None = None  # what the candidate did beside what serves
     before: LiveStats | None = None  # what the committed release did until it was activated
     crashes: int = 0  # of serve or of the whole agent, since it was activated
     ending: Ending | None = None  # set while the slot returns to what was committed
@@ -246,6 +247,7 @@ def assignment_report(slot: Slot, work: Work) -> AssignmentReport:
         code=work.note or None,
         message=work.note_message or None,
         trials=work.trials,
+        shadow=work.shadow,
     )
 
 

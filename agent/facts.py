@@ -6,7 +6,7 @@ slot and assignment, so that a late outcome is known for what it is.
 
 import msgspec
 
-from skerry.trials import Trial
+from skerry.trials import ShadowReport, Trial
 from skerry.trust import CatalogTarget, DirectorTarget, PatchRef
 from skerry.wire import Desired, LiveStats, Probation, ReleaseRef, SlotDesired
 
@@ -36,6 +36,7 @@ __all__ = [
     "RolledBack",
     "ServeCrashed",
     "ServeUnable",
+    "Shadowed",
     "SmokeFailed",
     "Stage",
     "Staged",
@@ -193,6 +194,14 @@ class SmokeFailed(msgspec.Struct, frozen=True, tag=True):
     trials: list[Trial] = []  # what was measured of it
 
 
+class Shadowed(msgspec.Struct, frozen=True, tag=True):
+    """What a variant did beside what serves, whatever comes of it."""
+
+    slot: str
+    assignment_id: str
+    report: ShadowReport
+
+
 class Activated(msgspec.Struct, frozen=True, tag=True):
     """The candidate is warm and takes live requests."""
 
@@ -243,6 +252,7 @@ Event = (
     | Staged
     | Held
     | SmokeFailed
+    | Shadowed
     | Activated
     | ProbationObserved
     | RolledBack

@@ -18,6 +18,7 @@ from agent import oip
 from agent.http import HttpError
 from agent.http_types import Request, Response, error_response
 from agent.latency import Latencies
+from agent.mirror import Mirror
 from agent.observe import Observer
 from agent.runner import Expired, Job, Runner
 from agent.runtime import Model
@@ -43,6 +44,7 @@ class Served:
     errors: int = 0
     expired: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    mirror: Mirror | None = None
 
     def stats(self) -> SlotStats:
         """Return what control wants to know."""
@@ -183,6 +185,10 @@ class Inference:
                 served.answered += 1
             else:
                 served.repeated += 1
+        if served.mirror is not None:
+            served.mirror.offer(
+                job.tensors, [row.prediction for row in rows], [row.confidence for row in rows]
+            )
         if json_length is None:
             return Response(200, parts)
         head = {"Inference-Header-Content-Length": str(json_length)}

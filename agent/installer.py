@@ -35,6 +35,7 @@ from agent.facts import (
     Restore,
     RollBack,
     RolledBack,
+    Shadowed,
     SmokeFailed,
     Stage,
     Staged,
@@ -46,6 +47,7 @@ from agent.facts import (
 from agent.pace import SlowError
 from agent.permission import Hold
 from agent.settling import Settler
+from agent.shadow_run import shadow_run, why_not
 from agent.staging import Staging, trial_of
 from agent.supervisor import Supervisor
 from agent.verify_protocol import VerifyAnswer
@@ -57,7 +59,7 @@ from skerry.errors import (
     TrustError,
     UnreachableError,
 )
-from skerry.trials import Trial
+from skerry.trials import ShadowReport, Trial
 from skerry.wire import LiveStats
 
 __all__ = ["Installer"]
@@ -250,6 +252,10 @@ class Installer:
                 SmokeFailed(slot, id, best, result.code, result.message, [trial_of(best, result)])
             )
             return
+        refusal = await self._beside(effect, best)
+        if refusal is not None:
+            self._handle(refusal)
+            return
         trials = [trial_of(name, result) for name, result in found.items()]
         self._handle(self._staged(slot, id, best, trials))
 
@@ -257,6 +263,27 @@ class Installer:
         hold = self._permits(self._state().slots[slot])
         held = ("", "", "") if hold is None else (hold.kind, hold.code, hold.message)
         return Staged(slot, id, variant, *held, trials)
+
+    async def _beside(self, effect: Stage, variant: str) -> Failed | None:
+        """Run a candidate beside what serves, if that is asked for; why it shall not serve."""
+        slot, id = effect.slot, effect.assignment_id
+        here = self._state().slots[slot]
+        plan = here.work.want.shadow if here.work is not None else None
+        if plan is None or here.current is None:  # beside nothing there is nothing to see
+            return None
+        files = self._files
+        reason = why_not(
+            files.manifest(here.current.ref.bundle), files.manifest(effect.release.ref.bundle)
+        )
+        if reason:
+            report = ShadowReport(0, 0)
+        else:
+            report = await shadow_run(files, self._supervisor, slot, effect.release, variant, plan)
+            reason = f"{report.agree} of {report.rows} rows agree, {report.errors} errors"
+        self._handle(Shadowed(slot, id, report))
+        if report.verdict == "agrees" or (report.verdict == "undecided" and not plan.required):
+            return None
+        return Failed(slot, id, f"shadow_{report.verdict}", f"beside what serves: {reason}")
 
     async def _fetch_once(self, effect: Stage, variant: str) -> SkerryError | None:
         try:

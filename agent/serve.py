@@ -32,6 +32,7 @@ from agent.http_types import Limits
 from agent.infer import Inference, Served
 from agent.loop import Loop
 from agent.metrics import metrics_text
+from agent.mirror import Mirror
 from agent.observe import Observer, RecentIds, count_plan
 from agent.recover import Recovery, foreign_contexts
 from agent.runtime import Model, read_manifest
@@ -42,6 +43,7 @@ from agent.serve_protocol import (
     Drain,
     Drained,
     Failed,
+    MirrorTo,
     Ready,
     ServeConfig,
     ServeSlot,
@@ -120,6 +122,16 @@ class Server:
     def set_window(self, window_s: float) -> None:
         """Count in windows of this length from now on."""
         self._observer.set_window(window_s)
+
+    def mirror(self, message: MirrorTo) -> None:
+        """Show requests of a slot to a shadow, or no more."""
+        for served in self._models:
+            if served.slot.slot == message.slot:
+                if served.mirror is not None:
+                    served.mirror.close()
+                served.mirror = (
+                    Mirror(self._loop, message.path, message.share) if message.path else None
+                )
 
     def stats(self) -> Stats:
         """Return what was done since the start."""
@@ -230,6 +242,8 @@ class _Life:
                 self._config = msgspec.structs.replace(self._config, window_s=message.window_s)
                 if self._server is not None:
                     self._server.set_window(message.window_s)
+            case MirrorTo() if self._server is not None:
+                self._server.mirror(message)
             case Drain() if not self._leaving:
                 self._leaving = True
                 if self._server is None:

@@ -5,6 +5,7 @@
                              <-     Ready            (or Failed, then it exits with code 1)
     Accept                   ->     opens its spool, recovers dead boots, accepts connections
                              <-     Stats            about twice a second, a sign of life
+    MirrorTo               ->     shows requests to a shadow, or no more
     Settings                 ->     a new window length, from the next prediction on
     Drain                    ->     stops accepting, answers what is open, closes windows
                              <-     Drained          then it exits with code 0
@@ -32,7 +33,10 @@ __all__ = [
     "Failed",
     "Frames",
     "FromServe",
+    "MirrorTo",
     "Ready",
+    "Sample",
+    "SampleTensor",
     "ServeConfig",
     "ServeSlot",
     "Settings",
@@ -45,6 +49,7 @@ __all__ = [
     "frames_from_serve",
     "serve_command",
     "serve_environment",
+    "shadow_command",
     "smoke_command",
 ]
 
@@ -96,6 +101,32 @@ class Accept(msgspec.Struct, frozen=True, tag="accept"):
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Accept no more, answer what is open, close the windows, exit."""
+
+
+class MirrorTo(msgspec.Struct, frozen=True, tag="mirror"):
+    """Show a share of one slot's requests to a shadow; to none where `path` is empty."""
+
+    slot: str
+    path: str = ""  # of the shadow's socket
+    share: float = 0.0
+
+
+class SampleTensor(msgspec.Struct, frozen=True, array_like=True):
+    """One input of a request, raw."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One live request and its answer, as serve shows it to a shadow: MessagePack behind a length."""
+
+    inputs: list[SampleTensor]
+    predictions: list[int]  # by row
+    confidences: list[float]
+    skipped: int = 0  # requests since the last sample that there was no room for
 
 
 class Settings(msgspec.Struct, frozen=True, tag="settings"):
@@ -150,7 +181,7 @@ class SmokeResult(msgspec.Struct, frozen=True):
     max_diff: float = 0.0  # largest difference of an output value
 
 
-ToServe = Accept | Drain | Settings
+ToServe = Accept | Drain | Settings | MirrorTo
 FromServe = Ready | Failed | Stats | Drained
 M = TypeVar("M")
 
@@ -233,4 +264,23 @@ def smoke_command(
         sys.executable, "-m", "agent.smoke", "--model", str(model), "--manifest", str(manifest),
         "--golden", str(golden), "--variant", variant, "--memory-mb", str(memory_mb),
         "--cpu-s", str(cpu_s), "--cache", str(cache_dir), "--threads", str(threads),
+    ]  # fmt: skip
+
+
+def shadow_command(
+    *,
+    model: Path,
+    manifest: Path,
+    variant: str,
+    socket: Path,
+    plan: str,
+    cache_dir: Path,
+    threads: int,
+    memory_mb: int,
+) -> list[str]:
+    """Return the argument list of a shadow; it says `ready`, and prints `ShadowReport` lines."""
+    return [
+        sys.executable, "-m", "agent.shadow", "--model", str(model), "--manifest", str(manifest),
+        "--variant", variant, "--socket", str(socket), "--plan", plan, "--cache", str(cache_dir),
+        "--threads", str(threads), "--memory-mb", str(memory_mb),
     ]  # fmt: skip

@@ -9,13 +9,14 @@ import math
 import os
 
 from agent.bundle_files import BundleFiles
+from agent.config import AgentConfig
 from agent.facts import Release
 from agent.serve_protocol import SmokeResult, serve_environment, smoke_command
 from agent.slots import variant_of
 from skerry.canonical import from_json
 from skerry.errors import FormatError, NotFoundError
 
-__all__ = ["smoke_run"]
+__all__ = ["memory_limit_mb", "smoke_run"]
 
 MAX_RESULT_BYTES = 64 << 10
 
@@ -35,7 +36,7 @@ async def smoke_run(files: BundleFiles, release: Release, variant: str) -> Smoke
         variant=variant,
         cache_dir=files.cache_dir,
         threads=files.config.threads,
-        memory_mb=files.config.smoke_memory_mb or _half_of_the_memory_mb(),
+        memory_mb=memory_limit_mb(files.config),
         cpu_s=math.ceil(files.config.smoke_timeout_s) + 1,
     )
     try:
@@ -44,9 +45,10 @@ async def smoke_run(files: BundleFiles, release: Release, variant: str) -> Smoke
         return SmokeResult(ok=False, code="smoke_failed", message=f"cannot start it: {error}")
 
 
-def _half_of_the_memory_mb() -> int:
-    """A model that takes more than this would take the device down with it."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 >> 20
+def memory_limit_mb(config: AgentConfig) -> int:
+    """Return what a model that is tried may take; half of the machine would take it down."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return config.smoke_memory_mb or whole // 2
 
 
 async def _watch(command: list[str], timeout_s: float) -> SmokeResult:

@@ -18,7 +18,15 @@ from typing import Final
 import msgspec
 
 from agent.child import CONFIG_PREFIX, Child, StartFailed
-from agent.serve_protocol import Accept, Drain, ServeConfig, ServeSlot, Settings, SlotStats
+from agent.serve_protocol import (
+    Accept,
+    Drain,
+    MirrorTo,
+    ServeConfig,
+    ServeSlot,
+    Settings,
+    SlotStats,
+)
 from skerry.wire import LiveStats
 
 __all__ = ["Supervisor"]
@@ -70,6 +78,7 @@ class Supervisor:
         self._window_s = config.window_s
         self._before: dict[tuple[str, str], SlotStats] = {}  # of children that crashed
         self._since: dict[tuple[str, str], float] = {}
+        self._mirrors: dict[str, MirrorTo] = {}
         self.restarts = 0
         self._unrecorded = 0
 
@@ -100,6 +109,14 @@ class Supervisor:
         self._window_s = window_s
         if self._child is not None:
             self._child.send(Settings(window_s))
+
+    def mirror(self, message: MirrorTo) -> None:
+        """Let serve show a slot's requests to a shadow, or no more; also one started later."""
+        self._mirrors[message.slot] = message
+        if not message.path:
+            del self._mirrors[message.slot]
+        if self._child is not None:
+            self._child.send(message)
 
     def live(self, slot: str, bundle: str, now: float) -> LiveStats:
         """Return what a release did on live traffic since it began to serve in this process.
@@ -176,6 +193,8 @@ class Supervisor:
         self._before = {key: stats for key, stats in self._before.items() if key in served}
         child.send(Accept())
         child.send(Settings(self._window_s))
+        for mirror in self._mirrors.values():
+            child.send(mirror)
 
     async def _keep(self, child: Child) -> None:
         """Watch a child; start another when it ends."""

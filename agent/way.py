@@ -20,6 +20,7 @@ from agent.facts import (
     Rejected,
     Release,
     RolledBack,
+    Shadowed,
     SmokeFailed,
     Staged,
     Unfit,
@@ -123,6 +124,12 @@ def _on_downloaded(turn: Turn, slot: Slot, work: Work, event: Downloaded) -> Non
     turn.enter(slot, work, _A.DOWNLOADED, _A.VERIFIED)
 
 
+def _on_shadowed(turn: Turn, slot: Slot, work: Work, event: Shadowed) -> None:
+    work = msgspec.structs.replace(work, shadow=event.report)
+    turn.put(msgspec.structs.replace(slot, work=work))
+    turn.report()
+
+
 def _on_smoke_failed(turn: Turn, slot: Slot, work: Work, event: SmokeFailed) -> None:
     if event.variant not in work.variants:
         return
@@ -215,6 +222,8 @@ HANDLERS: Final[dict[tuple[Doing, type], _Handler]] = {
     (Doing.DOWNLOADING, Failed): _on_failed,
     (Doing.STAGING, Staged): _on_staged,
     (Doing.STAGING, SmokeFailed): _on_smoke_failed,
+    (Doing.STAGING, Shadowed): _on_shadowed,
+    (Doing.STAGING, Failed): _on_failed,
     (Doing.WAITING, Held): _on_held,
     (Doing.WAITING, Verified): _on_verified,
     (Doing.WAITING, Rejected): _on_rejected,

@@ -151,6 +151,7 @@ def _notify(
         bundle=new.bundle,
         attempt=new.attempt,
         probation=plan.probation,
+        shadow=plan.shadow,
         deadline_s=plan.assignment_timeout_s,
     )
 

@@ -14,6 +14,7 @@ from fleet.analysis import AnalysisPlan
 from skerry.errors import UsageError
 from skerry.ids import check_id
 from skerry.states import AssignmentState, PauseReason, RolloutState, StageState
+from skerry.trials import Shadow
 from skerry.trust import target_path
 from skerry.wire import Probation
 
@@ -48,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     selector: str = "all"
     stages: tuple[StagePlan, ...] = (StagePlan("all"),)
     probation: Probation = Probation()
+    shadow: Shadow | None = None  # first beside what serves; None: not at all
     on_failure: Literal["rollback", "pause"] = "rollback"
     assignment_timeout_s: float = 3600.0  # from notified to an end, without what is waited below
     waiting_timeout_s: float = 14 * 86400.0  # for a device's consent or maintenance window
@@ -132,6 +134,8 @@ def check_plan(plan: Plan, selected: int) -> Plan:
         raise UsageError(f"expected stages of different names, got {', '.join(names)}")
     _positive(plan.assignment_timeout_s, "assignment_timeout_s")
     _positive(plan.waiting_timeout_s, "waiting_timeout_s")
+    if plan.shadow is not None:
+        _check_shadow(plan.shadow)
     for stage in plan.stages:
         _check_stage(stage)
     last = plan.stages[-1]
@@ -169,6 +173,16 @@ def current(rollout: Rollout) -> int | None:
         if stage.state not in (StageState.PASSED, StageState.SKIPPED):
             return index
     return None
+
+
+def _check_shadow(shadow: Shadow) -> None:
+    for name in ("share", "min_agreement", "max_cpu"):
+        value = getattr(shadow, name)
+        if not 0 < value <= 1:
+            raise UsageError(f"expected shadow.{name} above 0, at most 1, got {value}")
+    if shadow.min_rows < 1:
+        raise UsageError(f"expected shadow.min_rows of at least 1, got {shadow.min_rows}")
+    _positive(shadow.max_seconds, "shadow.max_seconds")
 
 
 def _check_stage(stage: StagePlan) -> None:

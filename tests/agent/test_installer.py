@@ -19,6 +19,7 @@ from agent.facts import (
     Download,
     EffectItem,
     Event,
+    Failed,
     Noted,
     Observe,
     Rejected,
@@ -27,6 +28,7 @@ from agent.facts import (
     Restore,
     RollBack,
     ServeUnable,
+    Shadowed,
     SmokeFailed,
     Stage,
     Staged,
@@ -46,7 +48,7 @@ from skerry.errors import (
     TrustError,
     UnreachableError,
 )
-from skerry.trials import Trial
+from skerry.trials import Shadow, ShadowReport, Trial
 from skerry.wire import LiveStats
 from tests.fakes.assignments import SLOT, Bench, desired, verified, want, way
 
@@ -414,3 +416,52 @@ async def test_a_variant_that_fails_gives_way_to_the_next() -> None:
     assert event == SmokeFailed(
         SLOT, "b", "int8", "golden_mismatch", "differs", [Trial("int8", "golden_mismatch")]
     )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "required", "stages"),
+    [("agrees", False, True), ("undecided", False, True), ("undecided", True, False),
+     ("disagrees", False, False), ("failed", False, False)],
+)  # fmt: skip
+async def test_what_ran_beside_is_told_and_only_what_agrees_may_serve(
+    monkeypatch: pytest.MonkeyPatch, verdict: str, required: bool, stages: bool
+) -> None:
+    site, effect = site_at(Stage)
+    slot = site.state.slots[SLOT]
+    assert slot.work is not None
+    asked = msgspec.structs.replace(slot.work.want, shadow=Shadow(required=required))
+    work = msgspec.structs.replace(slot.work, want=asked)
+    slots = {SLOT: msgspec.structs.replace(slot, work=work)}
+    site.state = msgspec.structs.replace(site.state, slots=slots)
+    report = ShadowReport(200, 150, verdict=verdict)
+
+    async def beside(*_: object) -> ShadowReport:
+        return report
+
+    monkeypatch.setattr(agent.installer, "shadow_run", beside)
+    monkeypatch.setattr(agent.installer, "why_not", lambda *_: "")
+    site.manifest = lambda _: None  # type: ignore[attr-defined]
+    site.script = {"stage": [("int8", {"int8": SmokeResult(ok=True, code="ok", message="")})]}
+    site.installer._staging = SimpleNamespace(run=site._doing("stage"))  # type: ignore[assignment]
+    told, then = await site.run(effect)
+    assert told == Shadowed(SLOT, "b", report)
+    if stages:
+        assert then == Staged(SLOT, "b", "int8", trials=[Trial("int8")])
+    else:
+        message = "beside what serves: 150 of 200 rows agree, 0 errors"
+        assert then == Failed(SLOT, "b", f"shadow_{verdict}", message)
+
+
+def test_a_shadow_that_disagrees_ends_the_assignment_and_changes_nothing() -> None:
+    bench = Bench()
+    bench.install(1, "a", 1)
+    bench.take(desired(2, want("b", 2)), *way("b", 2)[:2])
+    report = ShadowReport(200, 20, verdict="disagrees")
+    bench.take(Shadowed(SLOT, "b", report))
+    bench.take(Failed(SLOT, "b", "shadow_disagrees", "20 of 200 rows agree"))
+    slot = bench.state.slots[SLOT]
+    assert slot.work is None
+    assert slot.current is not None
+    assert slot.current.release_counter == 1
+    last = bench.state.ended[-1].report
+    assert (last.state, last.code, last.shadow) == ("failed", "shadow_disagrees", report)

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from fleet.plan import Plan, StagePlan, check_plan, share
+from skerry.errors import UsageError
+from skerry.trials import Shadow
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "ideas" / "rollout.md"
 
@@ -38,3 +40,20 @@ def test_an_unknown_key_is_an_error() -> None:
 )
 def test_a_stage_takes_its_share_of_twelve(stage: StagePlan, taken: int, expected: int) -> None:
     assert share(stage, 12, taken) == expected
+
+
+@pytest.mark.parametrize(
+    ("shadow", "message"),
+    [
+        (Shadow(share=0.0), "shadow.share above 0"),
+        (Shadow(max_cpu=1.5), "shadow.max_cpu above 0, at most 1"),
+        (Shadow(min_agreement=0.0), "shadow.min_agreement"),
+        (Shadow(min_rows=0), "shadow.min_rows of at least 1"),
+        (Shadow(max_seconds=0.0), "shadow.max_seconds"),
+    ],
+)
+def test_a_shadow_that_could_never_tell_is_refused(shadow: Shadow, message: str) -> None:
+    plan = Plan("reader", "1.1.0", "acme", "reader", shadow=shadow)
+    with pytest.raises(UsageError, match=message):
+        check_plan(plan, 3)
+    assert check_plan(msgspec.structs.replace(plan, shadow=Shadow()), 3).shadow == Shadow()
