@@ -100,7 +100,7 @@ class BundleFiles:
         variants: list[str] = []
         reasons: list[str] = []
         for variant in manifest.variants:
-            reason = incompatibility(variant, self._inventory, agent)
+            reason = incompatibility(variant, self._inventory, agent, manifest.needs)
             if reason is None:
                 variants.append(variant.id)
             else:

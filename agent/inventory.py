@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from skerry.io.extensions import extensions_library, extensions_version
 from skerry.profile import Inventory
 
 __all__ = ["agent_version", "isa_flags", "os_boot_id", "take_inventory"]
@@ -49,6 +50,7 @@ def take_inventory(state: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> Invent
         cpus=len(os.sched_getaffinity(0)),
         memory_mb=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
         disk_free_mb=_disk_free_mb(state),
+        extensions=extensions_version() if extensions_library() else "",
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from skerry.errors import FormatError, UsageError
 from skerry.manifest import TensorSpec
-from skerry.tensors import DTYPES, from_raw, to_raw
+from skerry.tensors import DTYPES, as_text, from_raw, to_raw
 
 __all__ = [
     "Answer",
@@ -29,6 +29,7 @@ __all__ = [
     "decode_request",
     "encode_answer",
     "read_inputs",
+    "refuse_nul",
 ]
 
 Tensors = dict[str, NDArray[Any]]
@@ -135,7 +136,7 @@ def read_inputs(request: InferRequest, raw: memoryview, specs: Mapping[str, Tens
                 f"expected {str(size)[:20]} bytes for {given.name!r}, {len(raw)} are left"
             )
         try:
-            tensors[given.name] = _text(from_raw(raw[:size], given.datatype, given.shape))
+            tensors[given.name] = as_text(from_raw(raw[:size], given.datatype, given.shape))
         except FormatError as error:
             raise UsageError(f"input {given.name!r}: {error}") from None
         raw = raw[size:]
@@ -145,6 +146,13 @@ def read_inputs(request: InferRequest, raw: memoryview, specs: Mapping[str, Tens
     if len(raw):
         raise UsageError(f"expected the body to end with the last tensor; {len(raw)} bytes follow")
     return tensors
+
+
+def refuse_nul(tensors: Tensors) -> None:
+    """Refuse texts with a NUL, at which operators for texts would end them unsaid."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "O" and any("\0" in text for text in tensor.ravel().tolist()):
+            raise UsageError(f"expected text without NUL characters in input {name!r}")
 
 
 def check_wanted(request: InferRequest, specs: Mapping[str, TensorSpec]) -> None:
@@ -233,15 +241,3 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Sequence[Any]]:
     for _ in range(depth):
         nested = list[nested]
     return msgspec.json.Decoder(nested)
-
-
-def _text(tensor: NDArray[Any]) -> NDArray[Any]:
-    """Return a BYTES tensor as text, which is what a model takes; any other as it is."""
-    if tensor.dtype.kind != "O":
-        return tensor
-    text = np.empty(tensor.shape, dtype=object)
-    try:
-        text.ravel()[:] = [element.decode() for element in tensor.ravel().tolist()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"expected UTF-8 in BYTES: {error}") from None
-    return text

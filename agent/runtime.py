@@ -7,7 +7,7 @@ a spinning second thread doubles the CPU for nothing (measured).
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +21,9 @@ from agent.measure import Pace, example, measure_pace
 from skerry.canonical import sha256
 from skerry.errors import FormatError, RefusedError
 from skerry.features import Extractor, extractor
+from skerry.io.extensions import extensions_library
 from skerry.manifest import FileRef, Manifest, Variant, parse_manifest
-from skerry.onnx_outline import DEVICE, check_outline
+from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, check_outline
 from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
@@ -89,9 +90,12 @@ class Model:
         if chosen is None:
             raise RefusedError(f"expected a variant of the manifest, got {variant!r}")
         started = time.perf_counter()
-        packed = _open_packed(chosen, cache_dir, threads)
+        needs = manifest.needs
+        packed = _open_packed(chosen, cache_dir, threads, needs)
         self.prepacked: Final = packed is not None
-        self._session = packed or _open(_verified(file, chosen.file), _options(threads), chosen)
+        self._session = packed or _open(
+            _verified(file, chosen.file, needs), _options(threads, needs), chosen
+        )
         self.manifest: Final = manifest
         self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
         self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
@@ -115,8 +119,7 @@ class Model:
             outputs[reading.output], reading.kind, reading.threshold
         )
         columns = [
-            compute(np.asarray(tensors[name], dtype=np.float32)).tolist()
-            for name, compute in self._features
+            compute(_of_a_feature(tensors[name])).tolist() for name, compute in self._features
         ]
         features = zip(*columns, strict=True) if columns else ([] for _ in range(len(classes)))
         return [
@@ -157,7 +160,12 @@ class Model:
         return pace
 
 
-def _verified(file: Path, expected: FileRef) -> bytes:
+def _of_a_feature(values: NDArray[Any]) -> NDArray[Any]:
+    """Return what a feature is taken of: numbers as float32, texts as they are."""
+    return values if values.dtype.kind == "O" else np.asarray(values, dtype=np.float32)
+
+
+def _verified(file: Path, expected: FileRef, needs: Sequence[str]) -> bytes:
     """Return a model's bytes; what is hashed here is what is loaded, not what lies there later."""
     try:
         with file.open("rb") as stream:
@@ -173,7 +181,7 @@ def _verified(file: Path, expected: FileRef) -> bytes:
             "digest_mismatch",
         )
     try:
-        check_outline(data, DEVICE)
+        check_outline(data, DEVICE_TEXTS if needs else DEVICE)
     except FormatError as error:
         raise RefusedError(str(error), error.code) from None
     return data
@@ -198,8 +206,8 @@ def prepack(file: Path, manifest: Manifest, variant: str, cache_dir: Path, threa
         return False
     if prepacked.find(folder) is not None:
         return True
-    data = _verified(file, chosen.file)
-    options = _options(threads)
+    data = _verified(file, chosen.file, manifest.needs)
+    options = _options(threads, manifest.needs)
     for key, value in PACKING.items():
         options.add_session_config_entry(key, value)
 
@@ -211,7 +219,7 @@ def prepack(file: Path, manifest: Manifest, variant: str, cache_dir: Path, threa
 
 
 def _open_packed(
-    chosen: Variant, cache_dir: Path | None, threads: int
+    chosen: Variant, cache_dir: Path | None, threads: int, needs: Sequence[str]
 ) -> ort.InferenceSession | None:
     """Return the session of a prepacked model, where one is there, whole, and fits."""
     if cache_dir is None or chosen.provider != CPU:
@@ -219,7 +227,7 @@ def _open_packed(
     graph = prepacked.find(_place(cache_dir, chosen, threads))
     if graph is None:
         return None
-    options = _options(threads)
+    options = _options(threads, needs)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         # by its path, so that the weights are mapped and not copied
@@ -233,8 +241,17 @@ def _place(cache_dir: Path, chosen: Variant, threads: int) -> Path:
     return prepacked.place(cache_dir, chosen.file.digest, runtime=ort.__version__, threads=threads)
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def _options(threads: int, needs: Sequence[str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    if needs:  # for no other model: the library takes memory and time
+        library = extensions_library()
+        if library is None:
+            raise RefusedError(
+                f"the model needs {', '.join(needs)}, which is not installed; "
+                "pip install 'skerry[extensions]'",
+                "no_extensions",
+            )
+        options.register_custom_ops_library(library)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -27,7 +27,7 @@ from skerry.canonical import from_msgpack
 from skerry.errors import RefusedError, SkerryError
 from skerry.manifest import Golden, GoldenTensor
 from skerry.reading import read_predictions
-from skerry.tensors import DTYPES, from_raw
+from skerry.tensors import DTYPES, as_text, from_raw
 
 __all__ = ["main", "smoke"]
 
@@ -129,7 +129,7 @@ def _tensors(given: list[GoldenTensor]) -> Tensors:
     unknown = [tensor.name for tensor in given if tensor.datatype not in DTYPES]
     if unknown or not given:
         raise SkerryError(f"expected golden tensors of known types, got {unknown}")
-    return {t.name: from_raw(t.data, t.datatype, t.shape) for t in given}
+    return {t.name: as_text(from_raw(t.data, t.datatype, t.shape)) for t in given}
 
 
 def _run_rows(model: Model, inputs: Tensors) -> Tensors:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from compiler.passes import opset_of, parse
 from compiler.ports import Ports
 from compiler.recipe import Metric, Recipe, Source
 from compiler.runtime import run_samples
+from compiler.texts import REQUIREMENT
 from skerry.canonical import sha256, to_json
 from skerry.errors import UsageError
 from skerry.manifest import (
@@ -132,6 +134,7 @@ def assemble(
         card=file("README.md"),
         lineage=lineage,
         bom=file("bom.cdx.json"),
+        requires=[REQUIREMENT] if materials.core.graph is not graph else msgspec.UNSET,
     )
     return manifest, layers
 

@@ -146,6 +146,10 @@ def summarise(name: str, kind: str, rows: NDArray[Any]) -> NDArray[np.float32]:
             f"feature {name!r} ({kind}) needs photos [batch, height, width, channels] of at "
             f"least 3 x 3; the input is {list(rows.shape)}"
         )
+    if kind.startswith("text."):
+        if rows.dtype.kind != "O":
+            raise UsageError(f"feature {name!r} ({kind}) needs texts; the input is {rows.dtype}")
+        return extractor(kind)(rows)
     if rows.dtype.kind not in "iufb":
         raise UsageError(f"feature {name!r} ({kind}) needs numbers; the input is {rows.dtype}")
     return extractor(kind)(np.asarray(rows, dtype=np.float32))

@@ -95,10 +95,10 @@ class Workshop:
     @cached_property
     def prepared(self) -> onnx.ModelProto:
         """The model folded and with shapes, its nodes named."""
-        model, how = prepare(self.materials.graph)
+        core = self.materials.core
+        model, how = prepare(core.graph)
         self.notes.append(how)
-        materials = self.materials
-        found = complete_types(model, one_call(materials.ports, materials.calibration))
+        found = complete_types(model, one_call(core.ports, core.calibration))
         if found:
             self.notes.append(f"types of {found} tensors found by running the model")
         return model
@@ -106,7 +106,8 @@ class Workshop:
     @cached_property
     def ranges(self) -> Ranges:
         """The range of every tensor."""
-        return calibrate(self.prepared, self.materials.ports, self.materials.calibration)
+        core = self.materials.core
+        return calibrate(self.prepared, core.ports, core.calibration)
 
     @cached_property
     def reference(self) -> Candidate:
@@ -153,12 +154,14 @@ class Workshop:
             RefusedError: the model has no such form.
         """
         if form in BITS:
-            return pack_weights(self.materials.graph.data, BITS[form])
-        if form == "int8-dynamic":
-            return quantize_dynamic(self.prepared, leave=leave)
-        return quantize_static(
-            self.prepared, self.ranges, only=only, leave=leave, unsigned=form == "int8-u8u8"
-        )
+            made = pack_weights(self.materials.core.graph.data, BITS[form])
+        elif form == "int8-dynamic":
+            made = quantize_dynamic(self.prepared, leave=leave)
+        else:
+            made = quantize_static(
+                self.prepared, self.ranges, only=only, leave=leave, unsigned=form == "int8-u8u8"
+            )
+        return self.materials.core.finish(made)
 
     def run(self, data: bytes, samples: Arrays) -> Outputs:
         """Run a model on samples."""

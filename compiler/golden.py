@@ -21,6 +21,7 @@ from skerry.canonical import to_msgpack
 from skerry.errors import RefusedError
 from skerry.manifest import Golden, GoldenTensor, PredictionSpec
 from skerry.reading import NO_CLASS, read_predictions
+from skerry.tensors import to_raw
 
 __all__ = ["choose_samples", "make_golden"]
 
@@ -52,7 +53,7 @@ def make_golden(
         RefusedError: one sample alone is too large, or is no numbers.
     """
     first = [*(values[:1] for values in samples.values()), *(v[:1] for v in reference.values())]
-    size = sum(values.nbytes for values in first)
+    size = sum(_bytes(values) for values in first)
     if size > MAX_SAMPLE_BYTES:
         raise RefusedError(f"one sample has {size} bytes; a golden set takes {MAX_SAMPLE_BYTES}")
     alone = ports.by_sample or len(ports.fed) < len(ports.ports)
@@ -125,10 +126,16 @@ def measured_spread(
 
 def _tensor(name: str, values: NDArray[Any]) -> GoldenTensor:
     datatype = next((d for d, dtype in DTYPES.items() if values.dtype == dtype), None)
+    if datatype == "BYTES" and all(isinstance(text, str) for text in values.ravel()):
+        return GoldenTensor(name, datatype, list(values.shape), to_raw(values))
     if datatype is None or datatype == "BYTES":
-        raise RefusedError(f"a golden set takes numbers; {name!r} is {values.dtype}")
+        raise RefusedError(f"a golden set takes numbers and texts; {name!r} is {values.dtype}")
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return GoldenTensor(name, datatype, list(values.shape), little.tobytes())
+
+
+def _bytes(values: NDArray[Any]) -> int:
+    return len(to_raw(values)) if values.dtype.kind == "O" else values.nbytes
 
 
 def _round_up(value: float) -> float:

@@ -7,15 +7,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.core import Core, make_core, with_texts
 from compiler.data import DataSet, entry_point, read_data, spread
 from compiler.lock import Inputs
 from compiler.metrics import OWN_METRIC, Function, check_labels
 from compiler.parity import check_parity
-from compiler.passes import Graph, load_graph
+from compiler.passes import Graph, load_graph, parse
 from compiler.ports import Arrays, Ports, count
 from compiler.preprocess import put_before
 from compiler.recipe import InputNotes, Recipe, Source
 from compiler.runtime import open_session, run_samples
+from compiler.text_parity import check_text_parity
 from skerry.canonical import sha256
 from skerry.errors import RefusedError, SkerryError, UsageError
 
@@ -43,6 +45,7 @@ class Materials:
         baseline_groups: slice -> group of each of these, [n].
         function: the recipe's own metric.
         inputs: digests of all of it.
+        core: the part that quantization works on.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class Materials:
     baseline_groups: Mapping[str, NDArray[Any]]
     function: Function | None
     inputs: Inputs
+    core: Core
 
     @property
     def least(self) -> dict[str, int]:
@@ -83,12 +87,13 @@ def gather(source: Source) -> Materials:
         name: read_data(getattr(data, name), source.folder, f"data.{name}")
         for name in ("calibration", "evaluation", "baseline")
     }
-    graph = load_graph(
+    core = load_graph(
         source.model,
         external=recipe.model.external_data,
         keep=recipe.metric.output,
         change=lambda model: put_before(model, recipe.preprocess),
     )
+    graph = with_texts(core, recipe, source.folder)
     names = ", ".join(spec.name for spec in graph.outputs)
     kinds = {spec.name: spec.datatype for spec in graph.outputs}
     if recipe.metric.output not in kinds:
@@ -116,6 +121,7 @@ def gather(source: Source) -> Materials:
     _refuse_nan(fitted["calibration"], "calibration")
     check_same_answers(source, graph, ports, fitted["calibration"])
     check_parity(source, fitted["evaluation"])
+    check_text_parity(source, parse(core.data).graph.input, fitted["evaluation"])
     evaluation = fitted["evaluation"]
     labels = _along(sets["evaluation"], data.label, evaluation, "labels", needed=False)
     if labels is not None and labels.dtype.kind in "OU" and recipe.classes.names:
@@ -126,11 +132,12 @@ def gather(source: Source) -> Materials:
     }
     few = spread(count(fitted["calibration"]), MAX_CALIBRATION)
     function = entry_point(recipe.metric.name, source.folder) if ":" in recipe.metric.name else None
+    calibration = {name: values[few] for name, values in fitted["calibration"].items()}
     return Materials(
         recipe=recipe,
         graph=graph,
         ports=ports,
-        calibration={name: values[few] for name, values in fitted["calibration"].items()},
+        calibration=calibration,
         evaluation=evaluation,
         labels=labels,
         slices=slices,
@@ -141,6 +148,7 @@ def gather(source: Source) -> Materials:
         },
         function=function,
         inputs=inputs,
+        core=make_core(source, core, graph, ports, calibration),
     )
 
 

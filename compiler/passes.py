@@ -40,7 +40,7 @@ from skerry.errors import FormatError, NotFoundError, RefusedError
 from skerry.manifest import TensorSpec
 from skerry.onnx_outline import IMPORT, check_outline
 
-__all__ = ["Graph", "load_graph", "prepare"]
+__all__ = ["Graph", "graph_of", "load_graph", "prepare"]
 
 MIN_OPSET: Final = 17
 
@@ -123,11 +123,20 @@ def load_graph(
         data = model.SerializeToString(deterministic=True)
     check_model(model)
     open_session(data)
+    return graph_of(model, data, tuple(notes))
+
+
+def graph_of(model: onnx.ModelProto, data: bytes, notes: tuple[str, ...]) -> Graph:
+    """Return what a checked model is.
+
+    Raises:
+        RefusedError: an input or output is no tensor of a plain type.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     taken = [value for value in model.graph.input if value.name not in weights]
     if not taken or not model.graph.output:
         raise RefusedError(
-            f"expected a model with inputs and outputs, {path.name} has {len(taken)} and "
+            f"expected a model with inputs and outputs, this one has {len(taken)} and "
             f"{len(model.graph.output)}; export the model again"
         )
     return Graph(
@@ -135,7 +144,7 @@ def load_graph(
         opset=opset_of(model),
         inputs=tuple(_spec(value) for value in taken),
         outputs=tuple(_spec(v) for v in model.graph.output),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

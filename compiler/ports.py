@@ -141,6 +141,8 @@ class Port:
                 f"expected samples of {self.dtype} {list(wanted)} for input {self.name!r}, "
                 f"got {values.dtype} {list(got)}; prepare the data as the model takes it"
             )
+        if text:
+            return np.ascontiguousarray(values, dtype=self.dtype)
         with np.errstate(over="ignore"):  # told below
             fitted = np.ascontiguousarray(values, dtype=self.dtype)
         lost = fitted != values if self.dtype.kind in "iu" else np.isinf(fitted) & ~np.isinf(values)

@@ -9,47 +9,20 @@ of equal area, as in common audio libraries.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from compiler.nodes import Nodes
 from compiler.recipe import Preprocess
 from skerry.errors import UsageError
 
 __all__ = ["build_step", "mel_filters", "put_before"]
 
 LOG_FLOOR: Final = 1e-10
-
-
-class _Graph:
-    """Collects the nodes and weights of one input's steps."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self._count = 0
-
-    def weight(self, values: Any, dtype: Any) -> str:
-        """Add a constant and return its name."""
-        self._count += 1
-        name = f"{self.name}__c{self._count}"
-        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype), name))
-        return name
-
-    def node(self, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """Add a node and return its output's name."""
-        self._count += 1
-        output = output or f"{self.name}__t{self._count}"
-        self.nodes.append(
-            helper.make_node(
-                kind, inputs, [output], name=f"{self.name}__{kind}_{self._count}", **attributes
-            )
-        )
-        return output
 
 
 def put_before(model: onnx.ModelProto, steps: Mapping[str, Preprocess]) -> list[str]:
@@ -60,6 +33,8 @@ def put_before(model: onnx.ModelProto, steps: Mapping[str, Preprocess]) -> list[
     """
     done = []
     for name, wanted in sorted(steps.items()):
+        if wanted.kind == "tokenizer":
+            continue  # `compiler.texts`
         value = next((v for v in model.graph.input if v.name == name), None)
         if value is None:
             have = ", ".join(v.name for v in model.graph.input)
@@ -79,7 +54,7 @@ def put_before(model: onnx.ModelProto, steps: Mapping[str, Preprocess]) -> list[
 
 def build_step(
     name: str, output: str, steps: Preprocess, wanted: list[int]
-) -> tuple[onnx.ValueInfoProto, _Graph]:
+) -> tuple[onnx.ValueInfoProto, Nodes]:
     """Return the raw input and the nodes that prepare it.
 
     Args:
@@ -91,7 +66,7 @@ def build_step(
     Raises:
         UsageError: the steps give another shape.
     """
-    graph = _Graph(name)
+    graph = Nodes(name)
     if steps.kind == "image":
         return _image(graph, output, steps, wanted), graph
     if steps.kind == "mel":
@@ -102,7 +77,7 @@ def build_step(
     return raw, graph
 
 
-def _image(graph: _Graph, output: str, steps: Preprocess, wanted: list[int]) -> onnx.ValueInfoProto:
+def _image(graph: Nodes, output: str, steps: Preprocess, wanted: list[int]) -> onnx.ValueInfoProto:
     channels_first = steps.layout == "nchw"
     if len(wanted) != 4:
         raise UsageError(
@@ -141,7 +116,7 @@ def _image(graph: _Graph, output: str, steps: Preprocess, wanted: list[int]) -> 
 
 
 def _normalise(
-    graph: _Graph, value: str, output: str, steps: Preprocess, shape: tuple[int, ...]
+    graph: Nodes, value: str, output: str, steps: Preprocess, shape: tuple[int, ...]
 ) -> None:
     mean = np.asarray(steps.mean, np.float32).reshape(shape)
     factor = (1 / np.asarray(steps.std, np.float64)).astype(np.float32).reshape(shape)
@@ -149,7 +124,7 @@ def _normalise(
     graph.node("Mul", [centred, graph.weight(factor, np.float32)], output)
 
 
-def _mel(graph: _Graph, output: str, steps: Preprocess, wanted: list[int]) -> onnx.ValueInfoProto:
+def _mel(graph: Nodes, output: str, steps: Preprocess, wanted: list[int]) -> onnx.ValueInfoProto:
     if len(wanted) != 3 or wanted[1] not in (-1, steps.mels):
         raise UsageError(
             f"preprocess.{graph.name}: the steps give [n, {steps.mels}, frames], the model takes "

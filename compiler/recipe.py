@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
+from compiler.steps import Preprocess, check_preprocess
 from skerry.canonical import sha256
 from skerry.errors import NotFoundError, UsageError
 from skerry.features import extractor
@@ -109,31 +110,6 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.name in ("accuracy", "top_k", "f1", "agreement", "auc"):
             return "argmax"
         return "threshold" if self.name == "iou" else "none"
-
-
-class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes a part of the graph before an input of the model.
-
-    ``image``: photos uint8 [n, height, width, channels] of any size -> resized, scaled, ordered.
-    ``scale``: numbers -> (x * scale - mean) / std. ``mel``: sound float32 [n, samples] -> log-mel
-    spectrogram [n, mels, frames].
-    """
-
-    kind: Literal["image", "scale", "mel"]
-    size: list[int] = []  # image: height, width
-    order: Literal["rgb", "bgr"] = "rgb"  # image: as the model wants the channels
-    layout: Literal["nchw", "nhwc"] = "nchw"  # image: as the model wants the axes
-    scale: float = 1.0
-    mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
-    std: list[float] = msgspec.field(default_factory=lambda: [1.0])
-    rate: int = 16000  # mel: samples a second
-    window: int = 400  # mel: samples of one frame
-    hop: int = 160  # mel: samples from one frame to the next
-    mels: int = 80
-    low_hz: float = 0.0
-    high_hz: float = 0.0  # half the rate where left out
-    reference: str = ""  # module:function that training uses: raw array [n, ...] -> prepared
-    max_difference: float = 1e-3  # of a prepared value, on the parity corpus
 
 
 class SliceGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -283,7 +259,7 @@ def parse_recipe(data: bytes, where: str = "recipe") -> Recipe:
             f"(fp32 is always built); got {unknown[0]!r}"
         )
     for name, steps in recipe.preprocess.items():
-        _check_preprocess(name, steps, where)
+        check_preprocess(name, steps, where)
     _check_metric(recipe.metric, where)
     _check_gate(recipe.gate, recipe.metric, where)
     if recipe.search.max_evaluations < 1 or recipe.search.max_seconds <= 0:
@@ -299,17 +275,6 @@ def load_profile(path: Path) -> DeviceProfile:
         UsageError: not a profile; the message names the key.
     """
     return _convert(from_toml(_read(path, "device profile"), path.name), DeviceProfile, path.name)
-
-
-def _check_preprocess(name: str, steps: Preprocess, where: str) -> None:
-    if steps.kind == "image" and (len(steps.size) != 2 or min(steps.size) < 1):
-        raise UsageError(f"{where}: preprocess.{name}: expected size = [height, width]")
-    if len(steps.mean) != len(steps.std) or not steps.mean or 0.0 in steps.std:
-        raise UsageError(
-            f"{where}: preprocess.{name}: expected as many mean as std, and no std of 0"
-        )
-    if steps.kind == "mel" and not 0 < steps.hop <= steps.window:
-        raise UsageError(f"{where}: preprocess.{name}: expected 0 < hop <= window")
 
 
 def _check_metric(metric: Metric, where: str) -> None:

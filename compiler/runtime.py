@@ -8,7 +8,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compiler.ports import Arrays, Ports, count
-from skerry.errors import RefusedError
+from skerry.errors import RefusedError, UsageError
+from skerry.io.extensions import extensions_library
+from skerry.onnx_outline import EXTENSIONS
 
 __all__ = ["Outputs", "one_call", "open_session", "run_samples"]
 
@@ -20,6 +22,7 @@ def open_session(model: bytes) -> ort.InferenceSession:
 
     Raises:
         RefusedError: onnxruntime cannot load it.
+        UsageError: it needs onnxruntime-extensions, which is not installed.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -27,6 +30,14 @@ def open_session(model: bytes) -> ort.InferenceSession:
     options.log_severity_level = 4
     # spinning burns the neighbour's core and would be counted as our own time
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if EXTENSIONS.encode() in model:
+        library = extensions_library()
+        if library is None:
+            raise UsageError(
+                "the model's tokenizer needs onnxruntime-extensions, which is not installed: "
+                "pip install 'skerry[extensions]'"
+            )
+        options.register_custom_ops_library(library)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class but this

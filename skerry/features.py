@@ -7,11 +7,13 @@ this same code. One call summarises one batch, whose axis is the first.
     photo.*    as cameras give them: [height, width, channels], 0 to 255
     audio.*    samples of sound, -1 to 1
     tokens.*   numbers of words, 0 where a text has ended
+    text.*     texts, of a model that has its tokenizer in it
     others     any numbers
 """
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +32,22 @@ __all__ = [
     "length",
     "lowest",
     "mean",
+    "non_ascii",
     "photo",
     "sharpness",
     "std",
+    "text_length",
+    "text_words",
+    "token_rate",
     "variety",
     "zero_crossings",
     "zeros",
 ]
 
 Floats = NDArray[np.float32]
-Extractor = Callable[[Floats], Floats]
+Texts = NDArray[Any]  # of str
+Extractor = Callable[[NDArray[Any]], Floats]
+_TOKEN: Final = re.compile(r"\w+|[^\w\s]")
 
 
 def brightness(image: Floats) -> Floats:
@@ -122,6 +130,33 @@ def variety(tokens: Floats) -> Floats:
     return np.asarray(np.where(words == 0, 0.0, different / np.maximum(words, 1)), np.float32)
 
 
+def text_length(texts: Texts) -> Floats:
+    """Return the number of characters of each text, float32 [batch]."""
+    return np.asarray([len(text) for text in _joined(texts)], dtype=np.float32)
+
+
+def text_words(texts: Texts) -> Floats:
+    """Return the number of words between white space of each text, float32 [batch]."""
+    return np.asarray([len(text.split()) for text in _joined(texts)], dtype=np.float32)
+
+
+def token_rate(texts: Texts) -> Floats:
+    """Return words and signs per character of each text, 0 of an empty one, float32 [batch]."""
+    counts = [len(_TOKEN.findall(text)) / max(1, len(text)) for text in _joined(texts)]
+    return np.asarray(counts, dtype=np.float32)
+
+
+def non_ascii(texts: Texts) -> Floats:
+    """Return the share of characters outside ASCII of each text, float32 [batch]."""
+    shares = [sum(sign > "\x7f" for sign in t) / max(1, len(t)) for t in _joined(texts)]
+    return np.asarray(shares, dtype=np.float32)
+
+
+def _joined(texts: Texts) -> list[str]:
+    """Return one text for each row."""
+    return [" ".join(row) for row in texts.reshape(texts.shape[0], -1).tolist()]
+
+
 def lowest(values: Floats) -> Floats:
     """Return the smallest value of each row, float32 [batch]."""
     return np.asarray(_rows(values).min(axis=1), dtype=np.float32)
@@ -153,6 +188,10 @@ EXTRACTORS: Final[Mapping[str, Extractor]] = {
     "audio.clipping": clipping,
     "tokens.length": length,
     "tokens.variety": variety,
+    "text.length": text_length,
+    "text.words": text_words,
+    "text.token_rate": token_rate,
+    "text.non_ascii": non_ascii,
     "min": lowest,
     "max": highest,
     "zeros": zeros,

@@ -14,6 +14,7 @@ import msgspec
 from skerry.canonical import check_digest, from_json, from_msgpack
 from skerry.errors import FormatError, UsageError
 from skerry.ids import check_id, check_version
+from skerry.profile import parse_requirement
 from skerry.sketch import Column, ColumnSpec, check_column, check_spec
 
 __all__ = [
@@ -49,6 +50,7 @@ MAX_SLICES: Final = 8  # of a baseline
 MAX_GROUPS: Final = 64  # of one slice
 MAX_COLUMNS: Final = 256  # features, or columns of a baseline
 MAX_TEXT: Final = 256  # characters of a name
+MAX_REQUIRES: Final = 8
 
 
 # how a prediction is read from an output, by `skerry.reading`
@@ -137,6 +139,13 @@ class Manifest(msgspec.Struct, frozen=True):
     lineage: Lineage
     schema: int = 1
     bom: FileRef | msgspec.UnsetType = msgspec.UNSET  # CycloneDX
+    # what a device needs besides onnxruntime, such as ``onnxruntime-extensions>=0.14``
+    requires: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def needs(self) -> list[str]:
+        """What a device needs besides onnxruntime; nothing in most manifests."""
+        return self.requires if isinstance(self.requires, list) else []
 
 
 class GoldenTensor(msgspec.Struct, frozen=True):
@@ -276,6 +285,14 @@ def parse_manifest(data: bytes) -> Manifest:
         sizes = all(-1 <= size <= MAX_DIMENSION for size in tensor.shape)
         if len(tensor.shape) > MAX_RANK or not sizes:
             raise FormatError(f"manifest: {tensor.name!r} has an impossible shape", "manifest")
+    if len(manifest.needs) > MAX_REQUIRES:
+        raise FormatError(f"manifest: expected at most {MAX_REQUIRES} requires", "manifest")
+    for need in manifest.needs:
+        if parse_requirement(need) is None:
+            raise FormatError(
+                f"manifest: expected requires such as onnxruntime-extensions>=0.14, got {need[:80]!r}",
+                "manifest",
+            )
     if manifest.prediction.output not in {tensor.name for tensor in manifest.outputs}:
         raise FormatError("manifest: the prediction is read from no output", "manifest")
     return manifest

@@ -19,7 +19,9 @@ from typing import Final
 
 from skerry.errors import FormatError, RefusedError
 
-__all__ = ["DEVICE", "IMPORT", "Limits", "Outline", "check_outline"]
+__all__ = [
+    "DEVICE", "DEVICE_TEXTS", "EXTENSIONS", "IMPORT", "Limits", "Outline", "check_outline",
+]  # fmt: skip
 
 STANDARD: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 # what onnxruntime's quantizer writes where ONNX has no operator of its own
@@ -30,6 +32,12 @@ QUANTIZED: Final = frozenset({
     "QuantizeLinear",
 })  # fmt: skip
 MICROSOFT: Final = "com.microsoft"
+# onnxruntime-extensions has some eighty operators, network calls among them: these split texts
+TEXTS: Final = frozenset({
+    "SentencepieceTokenizer", "StringJoin", "StringLower", "StringRegexReplace",
+    "StringRegexSplitWithOffsets", "WordpieceTokenizer",
+})  # fmt: skip
+EXTENSIONS: Final = "ai.onnx.contrib"
 # onnxruntime declares every domain that it knows in what it saves, used or not
 DECLARED: Final = STANDARD | {
     MICROSOFT, "com.microsoft.experimental", "com.microsoft.nchwc", "ai.onnx.preview",
@@ -46,6 +54,7 @@ class Limits:
         depth: of graphs in graphs: If, Loop, Scan.
         elements: of one tensor.
         microsoft: operators of the domain ``com.microsoft`` that may stand in it.
+        extensions: operators of onnxruntime-extensions that may.
         imports: whether the domains that the file declares must be known ones too.
     """
 
@@ -57,11 +66,14 @@ class Limits:
     depth: int = 8
     elements: int = 1 << 30
     microsoft: frozenset[str] = frozenset()
+    extensions: frozenset[str] = frozenset()
     imports: bool = True
 
 
 IMPORT: Final = Limits(microsoft=QUANTIZED)
 DEVICE: Final = Limits(microsoft=QUANTIZED, imports=False)
+# for a release whose manifest requires onnxruntime-extensions
+DEVICE_TEXTS: Final = Limits(microsoft=QUANTIZED, extensions=TEXTS, imports=False)
 
 
 @dataclass(slots=True)
@@ -196,7 +208,8 @@ def _look(
 def _check_operator(node: _Open, limits: Limits) -> None:
     if node.domain in STANDARD:
         return
-    if node.domain != MICROSOFT or node.operator not in limits.microsoft:
+    listed = {MICROSOFT: limits.microsoft, EXTENSIONS: limits.extensions}
+    if node.operator not in listed.get(node.domain, ()):
         raise _foreign(node.domain, node.operator)
 
 

@@ -5,6 +5,8 @@ inventory: platform and the vector extensions that decide whether int8 results
 agree (onnxruntime's U8S8 kernels saturate on x86 without VNNI).
 """
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -12,11 +14,21 @@ import msgspec
 if TYPE_CHECKING:  # the verifier of a device knows classes of hardware, and no manifests
     from skerry.manifest import Variant
 
-__all__ = ["ANY_CLASS", "DeviceProfile", "Inventory", "hw_class", "incompatibility"]
+__all__ = [
+    "ANY_CLASS",
+    "EXTENSIONS_PACKAGE",
+    "DeviceProfile",
+    "Inventory",
+    "hw_class",
+    "incompatibility",
+    "parse_requirement",
+]
 
 ANY_CLASS: Final = "any"
 # the highest opset of ai.onnx by release of onnxruntime, as it says itself when asked for more
 MAX_OPSETS: Final = {(1, 32): 28}
+EXTENSIONS_PACKAGE: Final = "onnxruntime-extensions"
+_REQUIREMENT: Final = re.compile(r"([a-z0-9][a-z0-9.-]{0,62})>=([0-9]{1,4}(?:\.[0-9]{1,4}){0,3})")
 
 
 class Inventory(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,6 +44,7 @@ class Inventory(msgspec.Struct, frozen=True, omit_defaults=True):
     cpus: int = 0
     memory_mb: int = 0
     disk_free_mb: int = 0
+    extensions: str = ""  # version of onnxruntime-extensions
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +68,17 @@ def hw_class(inventory: Inventory) -> str:
     return inventory.platform
 
 
-def incompatibility(variant: "Variant", inventory: Inventory, agent: tuple[int, ...]) -> str | None:
-    """Return why a variant cannot run on a device, or None if it can."""
+def incompatibility(
+    variant: "Variant", inventory: Inventory, agent: tuple[int, ...], requires: Sequence[str] = ()
+) -> str | None:
+    """Return why a variant cannot run on a device, or None if it can.
+
+    Args:
+        variant: of a manifest.
+        inventory: of the device.
+        agent: its version.
+        requires: of the manifest.
+    """
     mine = hw_class(inventory)
     if not any(c == ANY_CLASS or mine.startswith(c) for c in variant.hw_classes):
         return f"made for {', '.join(variant.hw_classes)}; this device is {mine}"
@@ -68,7 +90,24 @@ def incompatibility(variant: "Variant", inventory: Inventory, agent: tuple[int, 
         return f"needs opset {variant.opset}; onnxruntime {inventory.onnxruntime} has {most}"
     if agent < tuple(int(part) for part in variant.min_agent.split(".")):
         return f"needs agent {variant.min_agent} or newer"
-    return None
+    return next(filter(None, (_lack(need, inventory) for need in requires)), None)
+
+
+def parse_requirement(text: str) -> tuple[str, tuple[int, ...]] | None:
+    """Return package and least version of ``package>=1.2``, None for any other text."""
+    found = _REQUIREMENT.fullmatch(text)
+    return (found[1], tuple(map(int, found[2].split(".")))) if found else None
+
+
+def _lack(need: str, inventory: Inventory) -> str | None:
+    """Return what a device lacks of a requirement."""
+    wanted = parse_requirement(need)
+    if wanted is None or wanted[0] != EXTENSIONS_PACKAGE:
+        return f"needs {need}, which agent {inventory.agent} does not know"
+    if not inventory.extensions:
+        return f"needs {need}; this device has none: pip install 'skerry[extensions]'"
+    have = tuple(int(part) for part in re.findall(r"\d+", inventory.extensions)[: len(wanted[1])])
+    return None if have >= wanted[1] else f"needs {need}; this device has {inventory.extensions}"
 
 
 def _max_opset(onnxruntime: str) -> int | None:

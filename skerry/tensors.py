@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from skerry.errors import FormatError, UsageError
 
-__all__ = ["DTYPES", "datatype_of", "from_raw", "to_raw"]
+__all__ = ["DTYPES", "as_text", "datatype_of", "from_raw", "to_raw"]
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("?"),
@@ -94,6 +94,22 @@ def from_raw(data: bytes | memoryview, datatype: str, shape: Sequence[int]) -> N
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     # a tensor behind a header of odd length; not every kernel reads such memory
     return array if array.flags.aligned else array.copy()
+
+
+def as_text(tensor: NDArray[Any]) -> NDArray[Any]:
+    """Return a BYTES tensor as text, which is what a model takes; any other as it is.
+
+    Raises:
+        FormatError: bytes that are not UTF-8.
+    """
+    if tensor.dtype.kind != "O":
+        return tensor
+    text = np.empty(tensor.shape, dtype=object)
+    try:
+        text.ravel()[:] = [element.decode() for element in tensor.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise FormatError(f"expected UTF-8 in BYTES: {error}") from None
+    return text
 
 
 def _split(data: bytes, count: int) -> list[bytes]:

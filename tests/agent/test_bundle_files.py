@@ -110,6 +110,15 @@ def test_a_device_without_the_provider_or_too_old_has_no_variant(place: Place) -
         assert len(reasons) == 2
 
 
+def test_a_device_without_what_the_manifest_requires_has_no_variant(place: Place) -> None:
+    manifest = msgspec.structs.replace(two_variants(), requires=["onnxruntime-extensions>=0.14"])
+    variants, reasons = place.files().fitting(manifest)
+    assert variants == []
+    assert reasons[1].startswith("fp32-cpu: needs onnxruntime-extensions>=0.14; this device has")
+    there = msgspec.structs.replace(MINE, extensions="0.15.2")
+    assert place.files(there).fitting(manifest)[0] == ["fp32-cpu"]
+
+
 async def test_a_manifest_with_other_bytes_is_refused(place: Place) -> None:
     release, files = place.offer(two_variants()), place.files()
     path = f"/v2/reader/manifests/{release.ref.bundle}"
