@@ -33,6 +33,7 @@ from agent.config import AgentConfig, Layout
 from agent.device_state import Host, State, reported
 from agent.facts import (
     Acknowledged,
+    ClockJumped,
     DesiredArrived,
     Event,
     ProbationObserved,
@@ -201,6 +202,8 @@ class Control:
 
     def _tick(self) -> None:
         now, state = time.monotonic(), self._machine.state
+        if jump := self._trust.jump_s():
+            self._handle(ClockJumped(jump))
         if any(slot.work for slot in state.slots.values()):
             self._handle(Ticked())
         self._trust.raise_time()

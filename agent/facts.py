@@ -14,6 +14,7 @@ __all__ = [
     "Acknowledged",
     "Activate",
     "Activated",
+    "ClockJumped",
     "DesiredArrived",
     "Discard",
     "Download",
@@ -109,6 +110,12 @@ class ServeUnable(msgspec.Struct, frozen=True, tag=True):
 
 class Restarted(msgspec.Struct, frozen=True, tag=True):
     """The agent has started, with a state that another one saved."""
+
+
+class ClockJumped(msgspec.Struct, frozen=True, tag=True):
+    """The device's time was put right by so many seconds; what was noted before goes by the old one."""
+
+    by: float
 
 
 class Steadied(msgspec.Struct, frozen=True, tag=True):
@@ -243,6 +250,7 @@ Event = (
     | ServeCrashed
     | ServeUnable
     | Restarted
+    | ClockJumped
     | Steadied
     | Noted
     | Verified

@@ -11,22 +11,35 @@ from typing import Final
 import msgspec
 
 from agent.device_state import CANDIDATE_SERVES, Doing, Ending, Slot, Work, doing
-from agent.facts import Release, Restarted, Restore, ServeCrashed, ServeUnable, Steadied, Ticked
+from agent.facts import (
+    ClockJumped,
+    Release,
+    Restarted,
+    Restore,
+    ServeCrashed,
+    ServeUnable,
+    Steadied,
+    Ticked,
+)
 from agent.turn import Turn
 from skerry.states import AssignmentState
 
 __all__ = ["Everywhere", "on_everywhere"]
 
 GOOD_S: Final = 3600.0  # a release that was committed so long ago may be known to be good
+JUST_NOW_S: Final = 5.0
 SLOW: Final = "slow_retrieval"
 _A = AssignmentState
-Everywhere = Ticked | ServeCrashed | ServeUnable | Restarted | Steadied
+Everywhere = Ticked | ServeCrashed | ServeUnable | Restarted | ClockJumped | Steadied
 
 
 def on_everywhere(turn: Turn, event: Everywhere) -> None:
     """Take in a fact that is about no one assignment."""
     if isinstance(event, Steadied):
         _on_steadied(turn)
+        return
+    if isinstance(event, ClockJumped):
+        _on_clock_jumped(turn, event.by)
         return
     for _, slot in sorted(turn.state.slots.items()):
         if slot.work is None or slot.work.ending is not None:
@@ -61,6 +74,21 @@ def _on_crashed(turn: Turn, slot: Slot, work: Work, what: str) -> None:
     if work.crashes > work.want.probation.max_crashes:
         message = f"{what} {work.crashes} times while the candidate served"
         turn.stop(slot, work, Ending(_A.ROLLED_BACK, "serve_crashed", message))
+
+
+def _on_clock_jumped(turn: Turn, by: float) -> None:
+    """Put the steps of what is under way right, so that no limit runs out for the clock's sake."""
+    latest = turn.now - by + JUST_NOW_S  # by the old time; what came since then is right
+    for _, slot in sorted(turn.state.slots.items()):
+        if slot.work is None:
+            continue
+        path = [
+            msgspec.structs.replace(step, at=step.at + by) if step.at <= latest else step
+            for step in slot.work.path
+        ]
+        work = msgspec.structs.replace(slot.work, path=path)
+        turn.put(msgspec.structs.replace(slot, work=work))
+        turn.report()
 
 
 def _on_steadied(turn: Turn) -> None:

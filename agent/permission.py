@@ -31,6 +31,7 @@ __all__ = ["Consent", "Hold", "Permission", "read_consent", "write_consent"]
 log = logging.getLogger(__name__)
 
 MAX_CONSENT_BYTES: Final = 64 << 10
+LAST: Final = 250_000_000_000.0  # calendars end with the year 9999
 MAX_APPROVED: Final = 64  # names of assignments
 
 
@@ -108,7 +109,7 @@ class Permission:
         if name in consent.approved or name in consent.at_once:
             return None
         if consent.deferred_until and (now is None or now < consent.deferred_until):
-            until = _time(consent.deferred_until, self._zone)
+            until = _time(min(consent.deferred_until, LAST), self._zone)
             return Hold("consent", "deferred", f"deferred on the device until {until}")
         if self._asks:
             return Hold(

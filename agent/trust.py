@@ -41,6 +41,7 @@ DIRECTOR_PATH: Final = "/tuf/director/metadata"
 TIMESTAMP: Final = "timestamp.json"
 MAX_TIMESTAMP_BYTES: Final = 4 << 10
 MAX_ROOT_BYTES: Final = 16 << 10
+JUMP_S: Final = 10.0
 SETTLE_S: Final = 1.0  # an assignment's own verification goes first
 MAX_CLOCK_OFF_S: Final = 60
 UNSET: Final = 1_735_689_600.0  # 2025 began; a clock that shows less was never set
@@ -85,6 +86,7 @@ class Trust:
         self.code = ""  # why the last refresh was refused
         self._one_at_a_time = asyncio.Lock()  # python-tuf wants its directory for itself
         self._woken = asyncio.Event()
+        self._looked: tuple[float, float] | None = None  # at time and uptime
         self._doubts = False
         self._doubted_at = float("-inf")
         self._news = _News(self._fetcher(CATALOG_PATH), layout.tuf / "catalog" / TIMESTAMP)
@@ -111,6 +113,13 @@ class Trust:
         """Take in the time of a verified ack, if it answers our nonce."""
         if ack.nonce and self.clock.answered(ack.nonce, ack.now, signed_by(payload)):
             self.raise_time()
+
+    def jump_s(self) -> float:
+        """Return by how much the device's time has jumped since the last call, 0 within seconds."""
+        now, up = self.now(), elapsed()
+        before, self._looked = self._looked or (now, up), (now, up)
+        by = (now - before[0]) - (up - before[1])
+        return by if abs(by) > JUMP_S else 0.0
 
     def stale(self) -> list[str]:
         """Return the repositories of which no fresh timestamp was seen for too long."""

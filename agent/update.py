@@ -43,6 +43,7 @@ import msgspec
 from agent.device_state import Ending, Slot, State, doing, name_of, pending
 from agent.facts import (
     Acknowledged,
+    ClockJumped,
     DesiredArrived,
     EffectItem,
     Event,
@@ -143,7 +144,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[EffectItem
             turn.told_time(at, key_id)
         case Refreshed(metadata=metadata, keys=keys, until=until):
             turn.verified(metadata, keys, until)
-        case Ticked() | ServeCrashed() | ServeUnable() | Restarted() | Steadied():
+        case Ticked() | ServeCrashed() | ServeUnable() | Restarted() | ClockJumped() | Steadied():
             on_everywhere(turn, event)
         case _:
             slot = state.slots.get(event.slot)

@@ -225,6 +225,7 @@ HANDLERS: Final[dict[tuple[Doing, type], _Handler]] = {
     (Doing.STAGING, Shadowed): _on_shadowed,
     (Doing.STAGING, Failed): _on_failed,
     (Doing.WAITING, Held): _on_held,
+    (Doing.WAITING, Noted): _on_noted,
     (Doing.WAITING, Verified): _on_verified,
     (Doing.WAITING, Rejected): _on_rejected,
     (Doing.ACTIVATING, Activated): _on_activated,

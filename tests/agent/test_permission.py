@@ -75,6 +75,12 @@ def test_a_deferral_ends_by_itself_or_by_approval(tmp_path: Path) -> None:
     assert hold(tmp_path) is None
 
 
+@pytest.mark.parametrize("until", [1e300, 4e9])
+def test_a_deferral_to_the_end_of_time_is_one(tmp_path: Path, until: float) -> None:
+    write_consent(tmp_path / "consent.json", Consent(deferred_until=until))
+    assert code(hold(tmp_path)) == "deferred"
+
+
 def test_a_return_to_what_ran_before_waits_for_nothing(tmp_path: Path) -> None:
     write_consent(tmp_path / "consent.json", Consent(deferred_until=NOW + 60))
     asks = {"consent": "ask", "update_windows": CLOSED}

@@ -67,6 +67,25 @@ async def test_the_time_of_day_is_known_or_nobody_pretends(site: Site) -> None:
     assert site.device.control._trust.wall_clock() is None
 
 
+async def test_a_clock_that_the_fleet_puts_right_ends_no_update(site: Site) -> None:
+    """Power came back without a clock: an order comes first, and only then the time."""
+    site.wait(timedelta(days=3))
+    site.clock.now = 0.0
+    await site.device.restart()
+    control = site.device.control
+    control._tick()
+    site.network.down = True
+    order = site.order(site.publish(NEW))
+    site.device.hear(site.desired(site.signed(order), order))
+    hears_the_time(site)
+    control._tick()
+    (slot,) = control._machine.state.slots.values()
+    assert slot.work is not None
+    assert abs(slot.work.path[0].at - site.now.timestamp()) < 10
+    site.network.down = False
+    assert await site.device.outcome(order.nonce) == committed(NEW)
+
+
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[VerifyRequest]:
     """Every verification that was asked for."""

@@ -12,6 +12,7 @@ from agent.facts import (
     Acknowledged,
     Activate,
     Activated,
+    ClockJumped,
     Discard,
     Download,
     Event,
@@ -116,6 +117,7 @@ EXPECTED = {
     (Doing.DOWNLOADING, "Failed"): Doing.IDLE,
     (Doing.STAGING, "Staged"): Doing.ACTIVATING,
     (Doing.STAGING, "SmokeFailed"): Doing.STAGING,
+    (Doing.STAGING, "Failed"): Doing.IDLE,
     (Doing.WAITING, "Held"): Doing.WAITING,
     (Doing.WAITING, "Verified"): Doing.ACTIVATING,
     (Doing.WAITING, "Rejected"): Doing.IDLE,
@@ -419,7 +421,9 @@ def test_one_who_goes_back_and_forth_for_ever_has_a_bounded_path() -> None:
     assert doing(bench.state.slots[SLOT]) is Doing.ACTIVATING
 
 
-@pytest.mark.parametrize("where", [Doing.VERIFYING, Doing.DOWNLOADING, Doing.STAGING])
+@pytest.mark.parametrize(
+    "where", [Doing.VERIFYING, Doing.DOWNLOADING, Doing.STAGING, Doing.WAITING]
+)
 def test_what_keeps_an_assignment_from_getting_on_is_told_once(where: Doing) -> None:
     bench = bench_at(where)
     note = Noted(SLOT, "b", "slow_retrieval", "too slow")
@@ -428,6 +432,42 @@ def test_what_keeps_an_assignment_from_getting_on_is_told_once(where: Doing) -> 
     assert reported(bench.state, Inventory()).assignments[-1].code == "slow_retrieval"
     bench.take(Noted(SLOT, "b", "", ""))
     assert reported(bench.state, Inventory()).assignments[-1].code is None
+
+
+@pytest.mark.parametrize("by", [1.8e9, -7200.0])
+def test_a_clock_that_is_put_right_ends_nothing(by: float) -> None:
+    """It showed 1970, or was ahead; what was noted by it moves along."""
+    bench = Bench()
+    bench.now = NOW - by
+    bench.take(desired(1, want("a")), *way("a")[:2])
+    begun = bench.state.slots[SLOT].work
+    assert begun is not None
+    bench.now = NOW
+    assert [type(effect) for effect in bench.take(ClockJumped(by))] == [Report]
+    assert bench.take(Ticked(), after=500.0) == []
+    work = bench.state.slots[SLOT].work
+    assert work is not None
+    assert [step.state for step in work.path] == [step.state for step in begun.path]
+    assert NOW - 10 < work.path[0].at <= work.since < NOW + 10
+    bench.take(Ticked(), after=100.0)
+    assert bench.last_word() == "timed_out"
+
+
+def test_a_step_that_was_taken_after_the_clock_was_put_right_stays() -> None:
+    bench = Bench()
+    bench.now = 1000.0
+    bench.take(desired(1, want("a")))
+    bench.now = NOW
+    bench.take(verified("a"), ClockJumped(NOW - 1000.0))
+    work = bench.state.slots[SLOT].work
+    assert work is not None
+    assert NOW - 10 < work.path[0].at < NOW + 10
+    assert work.since == NOW + 1
+
+
+def test_a_clock_that_jumps_while_nothing_is_under_way_changes_nothing() -> None:
+    bench = bench_at(Doing.IDLE)
+    assert bench.take(ClockJumped(1e9)) == []
 
 
 # --- nets ---------------------------------------------------------------------------------------
@@ -769,7 +809,7 @@ EVENTS = st.one_of(
     st.sampled_from([event for id in IDS for event in outcomes(id)]),
     st.sampled_from([staged_and_held(id) for id in IDS]),
     st.sampled_from([Ticked(), ServeCrashed(), ServeUnable("no"), Acknowledged(3)]),
-    st.sampled_from([Restarted(), Steadied()]),
+    st.sampled_from([Restarted(), Steadied(), ClockJumped(9.0), ClockJumped(-9.0)]),
 )
 
 
