@@ -38,11 +38,12 @@ from compiler.runtime import open_session
 from compiler.trial import try_model
 from skerry.errors import FormatError, NotFoundError, RefusedError
 from skerry.manifest import TensorSpec
-from skerry.onnx_outline import IMPORT, check_outline
+from skerry.onnx_outline import EXTENSIONS, IMPORT, check_outline
 
 __all__ = ["Graph", "graph_of", "load_graph", "prepare"]
 
 MIN_OPSET: Final = 17
+TEXT_DOMAINS: Final = frozenset({EXTENSIONS, "com.microsoft.extensions"})
 
 DATATYPES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "FP32",
@@ -294,9 +295,15 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     options.optimized_model_filepath = str(out)
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return parse(out.read_bytes())
+        folded = parse(out.read_bytes())
     except Exception:  # onnxruntime's errors share no base class but this
         return model
+    # it declares every domain that this process knows: a tokenizer built before adds one
+    given = {known.domain for known in model.opset_import}
+    for known in list(folded.opset_import):
+        if known.domain in TEXT_DOMAINS and known.domain not in given:
+            folded.opset_import.remove(known)
+    return folded
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -30,17 +30,18 @@ def open_session(model: bytes) -> ort.InferenceSession:
     options.log_severity_level = 4
     # spinning burns the neighbour's core and would be counted as our own time
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if EXTENSIONS.encode() in model:
-        library = extensions_library()
-        if library is None:
-            raise UsageError(
-                "the model's tokenizer needs onnxruntime-extensions, which is not installed: "
-                "pip install 'skerry[extensions]'"
-            )
+    named = EXTENSIONS.encode() in model  # by an operator, or declared alone
+    library = extensions_library() if named else None
+    if library is not None:
         options.register_custom_ops_library(library)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class but this
+        if named and library is None:
+            raise UsageError(
+                "the model's tokenizer needs onnxruntime-extensions, which is not installed: "
+                "pip install 'skerry[extensions]'"
+            ) from None
         raise RefusedError(
             f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
         ) from None

@@ -42,6 +42,7 @@ EXTENSIONS: Final = "ai.onnx.contrib"
 DECLARED: Final = STANDARD | {
     MICROSOFT, "com.microsoft.experimental", "com.microsoft.nchwc", "ai.onnx.preview",
     "ai.onnx.preview.training", "ai.onnx.training", "org.pytorch.aten",
+    EXTENSIONS, "com.microsoft.extensions",
 }  # fmt: skip
 
 

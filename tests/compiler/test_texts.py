@@ -184,6 +184,22 @@ def test_two_builds_are_equal(tmp_path: Path) -> None:
     assert again.digest == first.digest
 
 
+def test_models_without_texts_are_what_they_were_before_one_with_texts(
+    made: Built, built: Built, recipe_path: Path
+) -> None:
+    assert made.manifest.needs
+    again = build(read_recipe(recipe_path), now=NOW, lock=built.lock)
+    assert again.digest == built.digest
+
+
+def test_without_extensions_the_build_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.runtime.extensions_library", lambda: None)
+    with pytest.raises(UsageError, match=r"pip install 'skerry\[extensions\]'"):
+        build(read_recipe(write_text_recipe(tmp_path)), now=NOW)
+
+
 def test_a_manifest_without_needs_keeps_its_bytes(built: Built) -> None:
     assert b"requires" not in to_json(built.manifest)
 
