@@ -21,7 +21,7 @@ from agent.measure import Pace, example, measure_pace
 from skerry.canonical import sha256
 from skerry.errors import FormatError, RefusedError
 from skerry.features import Extractor, extractor
-from skerry.io.extensions import extensions_library
+from skerry.io.extensions import add_extensions
 from skerry.manifest import FileRef, Manifest, Variant, parse_manifest
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, check_outline
 from skerry.reading import read_predictions
@@ -243,15 +243,13 @@ def _place(cache_dir: Path, chosen: Variant, threads: int) -> Path:
 
 def _options(threads: int, needs: Sequence[str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    if needs:  # for no other model: the library takes memory and time
-        library = extensions_library()
-        if library is None:
-            raise RefusedError(
-                f"the model needs {', '.join(needs)}, which is not installed; "
-                "pip install 'skerry[extensions]'",
-                "no_extensions",
-            )
-        options.register_custom_ops_library(library)
+    # for no other model: the library takes memory and time
+    if needs and not add_extensions(options):
+        raise RefusedError(
+            f"the model needs {', '.join(needs)}, which is not installed; "
+            "pip install 'skerry[extensions]'",
+            "no_extensions",
+        )
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compiler.ports import Arrays, Ports, count
 from skerry.errors import RefusedError, UsageError
-from skerry.io.extensions import extensions_library
+from skerry.io.extensions import add_extensions
 from skerry.onnx_outline import EXTENSIONS
 
 __all__ = ["Outputs", "one_call", "open_session", "run_samples"]
@@ -31,13 +31,11 @@ def open_session(model: bytes) -> ort.InferenceSession:
     # spinning burns the neighbour's core and would be counted as our own time
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     named = EXTENSIONS.encode() in model  # by an operator, or declared alone
-    library = extensions_library() if named else None
-    if library is not None:
-        options.register_custom_ops_library(library)
+    added = named and add_extensions(options)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class but this
-        if named and library is None:
+        if named and not added:
             raise UsageError(
                 "the model's tokenizer needs onnxruntime-extensions, which is not installed: "
                 "pip install 'skerry[extensions]'"

@@ -8,10 +8,31 @@ found, and nothing is imported.
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["extensions_library", "extensions_version"]
+__all__ = ["add_extensions", "extensions_library", "extensions_version"]
 
 _PACKAGE = "onnxruntime_extensions"
+
+
+class _Options(Protocol):
+    """A session's options, as onnxruntime has them."""
+
+    def register_custom_ops_library(self, path: str) -> None: ...
+
+
+def add_extensions(options: _Options) -> bool:
+    """Register the operators for one session; False where they are not installed.
+
+    No other code registers a library, and none ever comes from a bundle.
+
+    Args:
+        options: onnxruntime's `SessionOptions`.
+    """
+    library = extensions_library()
+    if library is not None:
+        options.register_custom_ops_library(library)
+    return library is not None
 
 
 def extensions_library() -> str | None:

@@ -222,7 +222,7 @@ def test_no_other_model_pays_for_the_library(mood: Release, tmp_path: Path) -> N
 def test_a_device_that_lost_the_library_says_so(
     mood: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.runtime.extensions_library", lambda: None)
+    monkeypatch.setattr("skerry.io.extensions.extensions_library", lambda: None)
     with pytest.raises(RefusedError, match=r"needs onnxruntime-extensions>=0\.14") as caught:
         Model(Path(mood.slot.model_file), mood.manifest, mood.slot.variant)
     assert caught.value.code == "no_extensions"

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from compiler import passes
 from compiler.trial import try_model
 from skerry.bundle import write_bundle
 from skerry.errors import FormatError, RefusedError
-from skerry.onnx_outline import DEVICE, check_outline
+from skerry.io.extensions import extensions_library
+from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, EXTENSIONS, check_outline
 from tests.attacks.harness import OLD, Outcome, Site, committed
 from tests.fakes.hostile import (
     EXTERNAL_PLACES,
@@ -151,12 +153,26 @@ def test_row_38_standard_operators_and_those_of_the_quantizer_are_accepted(tmp_p
     check_outline(model.SerializeToString(), DEVICE)
 
 
-def test_row_38_no_program_loads_libraries_of_operators() -> None:
+def test_row_38_no_program_loads_libraries_of_operators_but_the_installed_one() -> None:
     sources = [
         p for name in ("agent", "compiler", "fleet", "skerry") for p in (ROOT / name).rglob("*.py")
     ]
     assert len(sources) > 100
-    assert not [p for p in sources if "register_custom_ops" in p.read_text()]
+    loading = [p for p in sources if "register_custom_ops" in p.read_text()]
+    assert loading == [ROOT / "skerry" / "io" / "extensions.py"]
+    # its path is that of the installed package, and nothing that a bundle says
+    assert not signature(extensions_library).parameters
+    assert Path(extensions_library() or "").parent.name == "onnxruntime_extensions"
+
+
+def test_row_38_operators_for_texts_are_listed_and_only_where_the_manifest_says_so() -> None:
+    model = good()
+    model.graph.node.append(helper.make_node("StringLower", ["a"], ["b"], domain=EXTENSIONS))
+    check_outline(model.SerializeToString(), DEVICE_TEXTS)
+    assert refusal(lambda: check_outline(model.SerializeToString(), DEVICE)) == "foreign_domain"
+    model.graph.node[-1].op_type = "AzureTextToText"
+    data = model.SerializeToString()
+    assert refusal(lambda: check_outline(data, DEVICE_TEXTS)) == "foreign_domain"
 
 
 # --- row 39: a loop without end --------------------------------------------------------------

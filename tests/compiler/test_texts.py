@@ -195,7 +195,7 @@ def test_models_without_texts_are_what_they_were_before_one_with_texts(
 def test_without_extensions_the_build_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compiler.runtime.extensions_library", lambda: None)
+    monkeypatch.setattr("skerry.io.extensions.extensions_library", lambda: None)
     with pytest.raises(UsageError, match=r"pip install 'skerry\[extensions\]'"):
         build(read_recipe(write_text_recipe(tmp_path)), now=NOW)
 
