@@ -138,6 +138,11 @@ class Layout:
         return self.root / "consent.json"
 
     @property
+    def last_good(self) -> Path:
+        """What to go on with if the database is lost."""
+        return self.root / "last-good"
+
+    @property
     def measured(self) -> Path:
         """What variants did here; losing it costs measuring again."""
         return self.root / "measured.json"

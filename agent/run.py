@@ -12,8 +12,8 @@ from typing import Final
 from agent.config import AgentConfig, Layout
 from agent.control import Control
 from agent.identity import load_identity
+from agent.last_good import open_database
 from agent.listen import listen, listen_unix
-from agent.state import Database
 from agent.status import read_status, take_lock
 from skerry.errors import ConflictError, SkerryError
 
@@ -37,7 +37,7 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listeners = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
-    database = Database(layout.database)
+    database = open_database(layout)
     try:
         control = Control(layout, config, identity, database, listeners)
         print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits

@@ -8,7 +8,7 @@ WAL with FULL: what `save` returned from survives a power cut.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,6 +22,7 @@ __all__ = ["Database", "read_state"]
 T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 KEEP_RESULTS: Final = 256
 MAX_STATE_BYTES: Final = 4 << 20
 _SCHEMA: Final = """
@@ -36,13 +37,18 @@ PRAGMA user_version = 1;
 class Database:
     """The database of one agent; a `Journal` of the update machine.
 
+    Args:
+        file: made if it is missing.
+        saved: called with every state once it is durable.
+
     Raises:
         ConflictError: written by a newer agent.
-        FormatError: damaged.
+        FormatError: damaged; code ``busy`` where that is not known.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, saved: Callable[[State], None] = lambda _: None) -> None:
         self._file = file
+        self._saved = saved
         try:
             self._db = sqlite3.connect(file, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -51,7 +57,11 @@ class Database:
             self._db.execute("PRAGMA journal_size_limit = 4194304")
             self._prepare()
         except sqlite3.DatabaseError as error:
-            raise FormatError(f"cannot use {file}: {error}; move it away and restart") from None
+            if hasattr(self, "_db"):
+                self._db.close()
+            code = "format" if error.sqlite_errorcode & 0xFF in _DAMAGED else "busy"
+            text = f"cannot use {file}: {error}; move it away and restart"
+            raise FormatError(text, code) from None
 
     def close(self) -> None:
         """Give the file back."""
@@ -63,10 +73,18 @@ class Database:
             "INSERT INTO machine VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state",
             (to_msgpack(state),),
         )
+        self._saved(state)
 
     def load(self) -> State | None:
-        """Return the machine's state as last saved."""
-        row = self._db.execute("SELECT state FROM machine").fetchone()
+        """Return the machine's state as last saved.
+
+        Raises:
+            FormatError: damaged.
+        """
+        try:
+            row = self._db.execute("SELECT state FROM machine").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise FormatError(f"cannot read {self._file}: {error}") from None
         return None if row is None else from_msgpack(row[0], State, limit=MAX_STATE_BYTES)
 
     def put(self, name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from agent.config import AgentConfig, Layout
 from agent.control import Control
 from agent.facts import Stage
 from agent.identity import Identity, Record
-from agent.state import Database
+from agent.last_good import open_database
 from agent.verifier import verify_request
 from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from skerry.errors import NotFoundError
@@ -152,7 +152,7 @@ class Device:
 
     def start(self) -> None:
         """Start the control process, again if need be: only what is on the disk remains."""
-        self.database = Database(self.layout.database)
+        self.database = open_database(self.layout)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.control = Control(
                 self.layout,
