@@ -8,7 +8,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +17,15 @@ from numpy.typing import NDArray
 
 from agent import prepacked
 from agent.measure import Pace, example, measure_pace
+from agent.rows import RowReader
 from skerry.canonical import sha256
 from skerry.errors import FormatError, RefusedError
-from skerry.features import Extractor, extractor
 from skerry.io.extensions import add_extensions
 from skerry.manifest import FileRef, Manifest, Variant, parse_manifest
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, check_outline
-from skerry.reading import read_predictions
 from skerry.tensors import DTYPES
 
-__all__ = ["Model", "Row", "prepack", "read_manifest"]
+__all__ = ["Model", "prepack", "read_manifest"]
 
 Tensors = Mapping[str, NDArray[Any]]
 CPU: Final = "CPUExecutionProvider"
@@ -43,15 +41,6 @@ ORT_TYPES: Final = {
     "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What is kept of one row of a request."""
-
-    prediction: int
-    confidence: float
-    features: list[float]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -100,9 +89,7 @@ class Model:
         self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
         self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
         self._output_names: Final = list(self.outputs)
-        self._features: Final[list[tuple[str, Extractor]]] = [
-            (feature.input, extractor(feature.kind)) for feature in manifest.features
-        ]
+        self.rows: Final = RowReader(manifest).rows
         self._compare(file)
         self.pace: Final = self._warm()
         self.load_ms: Final = (time.perf_counter() - started) * 1000
@@ -111,23 +98,6 @@ class Model:
         """Run the model on checked inputs and return its outputs by name."""
         values = self._session.run(self._output_names, tensors)
         return dict(zip(self._output_names, values, strict=True))
-
-    def rows(self, tensors: Tensors, outputs: Tensors) -> list[Row]:
-        """Return prediction, confidence and features of every row of a batch."""
-        reading = self.manifest.prediction
-        classes, confidence = read_predictions(
-            outputs[reading.output], reading.kind, reading.threshold
-        )
-        columns = [
-            compute(_of_a_feature(tensors[name])).tolist() for name, compute in self._features
-        ]
-        features = zip(*columns, strict=True) if columns else ([] for _ in range(len(classes)))
-        return [
-            Row(prediction, value, list(row))
-            for prediction, value, row in zip(
-                classes.tolist(), confidence.tolist(), features, strict=True
-            )
-        ]
 
     def _compare(self, file: Path) -> None:
         ports = (
@@ -158,11 +128,6 @@ class Model:
         if len(rows) != len(next(iter(tensors.values()))):  # the manifest names it first
             raise RefusedError("expected one prediction per row; the first axis must be the batch")
         return pace
-
-
-def _of_a_feature(values: NDArray[Any]) -> NDArray[Any]:
-    """Return what a feature is taken of: numbers as float32, texts as they are."""
-    return values if values.dtype.kind == "O" else np.asarray(values, dtype=np.float32)
 
 
 def _verified(file: Path, expected: FileRef, needs: Sequence[str]) -> bytes:

@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.runtime import Model, Row, read_manifest
+from agent.rows import Row
+from agent.runtime import Model, read_manifest
 from agent.serve_protocol import Sample
 from skerry.canonical import from_json
 from skerry.counting import count_numeric

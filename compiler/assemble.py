@@ -17,7 +17,7 @@ from compiler.materials import Materials
 from compiler.metrics import gives_classes
 from compiler.passes import opset_of, parse
 from compiler.ports import Ports
-from compiler.recipe import Metric, Recipe, Source
+from compiler.recipe import COLUMNS, Metric, Recipe, Source
 from compiler.runtime import run_samples
 from compiler.texts import REQUIREMENT
 from skerry.canonical import sha256, to_json
@@ -231,12 +231,29 @@ def _features(recipe: Recipe, ports: Ports) -> list[FeatureSpec]:
     found = []
     for name, notes in sorted(recipe.features.items()):
         kind, given = (notes, "") if isinstance(notes, str) else (notes.kind, notes.input)
+        if kind == COLUMNS:
+            found += _columns(recipe, ports, name, given or fed[0])
+            continue
         if given and given not in fed:
             raise UsageError(
                 f"features.{name}: expected an input of {', '.join(fed)}, got {given!r}"
             )
         found.append(FeatureSpec(name, kind, given or fed[0]))
     return found
+
+
+def _columns(recipe: Recipe, ports: Ports, name: str, fed: str) -> list[FeatureSpec]:
+    """Return a feature for each column of a table, of the columns' own names where they have some."""
+    port = next((port for port in ports.fed if port.name == fed), None)
+    notes = recipe.inputs.get(fed)
+    names = notes.columns if notes is not None else []
+    if port is None or (not names and (len(port.shape) != 2 or port.shape[1] < 1)):
+        raise UsageError(
+            f"features.{name}: expected an input [n, columns] for {COLUMNS!r}, {fed!r} is "
+            f"{list(port.shape) if port is not None else 'no input'}"
+        )
+    names = names or [f"{name}_{place}" for place in range(port.shape[1])]
+    return [FeatureSpec(column, f"column.{place}", fed) for place, column in enumerate(names)]
 
 
 def _comparable(values: NDArray[Any]) -> bool:

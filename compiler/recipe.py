@@ -8,7 +8,7 @@
     [precisions]  try = ["int8", ...], or "auto"
     [search]      max_evaluations, max_seconds
     [preprocess.X] what is done to a raw input before input X, inside the model
-    [features]    <name> = "<kind of skerry.features>"
+    [features]    <name> = "<kind of skerry.features>", or "columns" of a table
     [classes]     names, in the order of the output
     [lineage]     data, run, git_commit
     [card]        text
@@ -34,6 +34,7 @@ from skerry.profile import DeviceProfile
 from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = [
+    "COLUMNS",
     "FORMS",
     "Gate",
     "InputNotes",
@@ -49,6 +50,7 @@ __all__ = [
 T = TypeVar("T")
 
 # what a recipe may try besides fp32
+COLUMNS: Final = "columns"  # as the kind of a feature: one for each column of a table
 FORMS: Final = ("int8", "int8-dynamic", "int8-u8u8", "int8-weights", "fp16", "int4")
 METRICS: Final = (
     "accuracy", "top_k", "f1", "auc", "mae", "rmse", "iou", "cosine", "agreement",
@@ -250,7 +252,9 @@ def parse_recipe(data: bytes, where: str = "recipe") -> Recipe:
     for name, feature in recipe.features.items():
         if not name.isidentifier():
             raise UsageError(f"{where}: expected a feature name such as sharpness, got {name!r}")
-        extractor(feature if isinstance(feature, str) else feature.kind)
+        kind = feature if isinstance(feature, str) else feature.kind
+        if kind != COLUMNS:
+            extractor(kind)
     tried = recipe.precisions.try_
     unknown = [p for p in tried if p not in (*FORMS, "fp32")] if isinstance(tried, list) else []
     if unknown:

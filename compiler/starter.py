@@ -197,6 +197,8 @@ def _features(fed: list[TensorSpec]) -> str:
             lines += [
                 f'{name} = "image.{name}"' for name in ("brightness", "contrast", "sharpness")
             ]
+        elif len(spec.shape) == 2 and 1 < spec.shape[1] <= 64 and spec.datatype[:2] == "FP":
+            lines += ['column = "columns"  # one for each: column_0, column_1, ...']
         elif spec.datatype not in ("BYTES", "BOOL"):
             lines += ['level = "mean"', 'spread = "std"']
     return "\n".join(lines) + "\n"

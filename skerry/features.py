@@ -8,6 +8,7 @@ this same code. One call summarises one batch, whose axis is the first.
     audio.*    samples of sound, -1 to 1
     tokens.*   numbers of words, 0 where a text has ended
     text.*     texts, of a model that has its tokenizer in it
+    column.N   the Nth number of each row, from 0: a table's columns as they are
     others     any numbers
 """
 
@@ -25,6 +26,8 @@ __all__ = [
     "Extractor",
     "brightness",
     "clipping",
+    "column",
+    "column_of",
     "contrast",
     "energy",
     "extractor",
@@ -176,6 +179,7 @@ def _rows(values: Floats) -> Floats:
     return values.reshape(values.shape[0], -1)
 
 
+MAX_PLACE_DIGITS: Final = 5
 EXTRACTORS: Final[Mapping[str, Extractor]] = {
     "image.brightness": brightness,
     "image.contrast": contrast,
@@ -206,8 +210,30 @@ def extractor(kind: str) -> Extractor:
     Raises:
         UsageError: no such kind.
     """
+    place = column_of(kind)
+    if place is not None:
+        return column(place)
     try:
         return EXTRACTORS[kind]
     except KeyError:
         known = ", ".join(sorted(EXTRACTORS))
-        raise UsageError(f"expected a feature kind of {known}; got {kind!r}") from None
+        raise UsageError(f"expected a feature kind of {known}, column.N; got {kind!r}") from None
+
+
+def column_of(kind: str) -> int | None:
+    """Return the place that a kind such as ``column.3`` names, counted from 0; None for others."""
+    name, _, place = kind.partition(".")
+    is_place = place.isascii() and place.isdigit() and len(place) <= MAX_PLACE_DIGITS
+    return int(place) if name == "column" and is_place else None
+
+
+def column(place: int) -> Extractor:
+    """Return the function that gives one column of a table, float32 [batch]; NaN where it has fewer."""
+
+    def of(values: Floats) -> Floats:
+        flat = values.reshape(values.shape[0], -1)
+        if place >= flat.shape[1]:
+            return np.full(len(flat), np.nan, np.float32)
+        return np.asarray(flat[:, place], dtype=np.float32)
+
+    return of

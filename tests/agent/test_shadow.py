@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from agent.bundle_files import BundleFiles
 from agent.config import AgentConfig
 from agent.facts import Release as Facts
-from agent.runtime import Row
+from agent.rows import Row
 from agent.serve_protocol import MirrorTo, Sample
 from agent.shadow import Judge
 from agent.shadow_run import shadow_run, why_not

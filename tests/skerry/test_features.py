@@ -31,7 +31,7 @@ def test_sharpness_is_the_mean_absolute_laplacian() -> None:
 def test_features_leave_their_input_alone_and_give_one_number_a_row() -> None:
     before = IMAGES.copy()
     for kind in EXTRACTORS:
-        if kind.startswith("photo."):
+        if kind.startswith(("photo.", "text.")):
             continue
         values = extractor(kind)(IMAGES)
         assert values.shape == (5,)
@@ -84,6 +84,13 @@ def test_any_numbers_have_ends_and_zeros() -> None:
 @pytest.mark.parametrize("kind", sorted(EXTRACTORS))
 def test_every_kind_gives_one_float_a_row(kind: str) -> None:
     rows = np.random.default_rng(3).uniform(0, 1, (4, 3, 8, 3)).astype(np.float32)
-    found = extractor(kind)(rows)
+    texts = np.array([["two words"], [""], ["höher"], ["a"]], dtype=object)
+    found = extractor(kind)(texts if kind.startswith("text.") else rows)
     assert (found.dtype, found.shape) == (np.float32, (4,))
     assert np.isfinite(found).all()
+
+
+def test_columns_of_a_table_are_features_as_they_are() -> None:
+    table = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    assert extractor("column.1")(table).tolist() == [2, 5]
+    assert np.isnan(extractor("column.3")(table)).all()
