@@ -94,3 +94,11 @@ def test_columns_of_a_table_are_features_as_they_are() -> None:
     table = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     assert extractor("column.1")(table).tolist() == [2, 5]
     assert np.isnan(extractor("column.3")(table)).all()
+
+
+def test_means_are_numpys_to_the_bit() -> None:
+    random = np.random.default_rng(1)
+    for shape in ((1, 1), (1, 3), (7, 1, 4, 4), (3, 3, 33, 31), (2, 100_003)):
+        values = (random.normal(size=shape) * 1000).astype(np.float32)
+        wanted = values.reshape(shape[0], -1).mean(axis=1, dtype=np.float32)
+        np.testing.assert_array_equal(extractor("mean")(values), wanted)
