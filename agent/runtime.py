@@ -130,7 +130,7 @@ class Model:
         return pace
 
 
-def _verified(file: Path, expected: FileRef, needs: Sequence[str]) -> bytes:
+def _verified(file: Path, expected: FileRef, needs: Sequence[str] = ()) -> bytes:
     """Return a model's bytes; what is hashed here is what is loaded, not what lies there later."""
     try:
         with file.open("rb") as stream:
@@ -206,7 +206,7 @@ def _place(cache_dir: Path, chosen: Variant, threads: int) -> Path:
     return prepacked.place(cache_dir, chosen.file.digest, runtime=ort.__version__, threads=threads)
 
 
-def _options(threads: int, needs: Sequence[str]) -> ort.SessionOptions:
+def _options(threads: int, needs: Sequence[str] = ()) -> ort.SessionOptions:
     options = ort.SessionOptions()
     # for no other model: the library takes memory and time
     if needs and not add_extensions(options):

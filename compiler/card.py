@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from compiler.recipe import Recipe
+from compiler.texts import REQUIREMENT, tokenizers_of
 from skerry.manifest import CandidateReport, Evaluation, TensorSpec
 
 __all__ = ["make_card"]
@@ -40,6 +41,7 @@ def make_card(
                 *((f"out: {s.name}", s.datatype, _shape(s)) for s in outputs),
             ],
         ),
+        _needs(recipe),
         _classes(recipe),
         "## Evaluation",
         f"{evaluation.metric.capitalize()} on {evaluation.n} samples, measured on "
@@ -57,6 +59,12 @@ def make_card(
         f"Training run: {_text(recipe.lineage.run)}" if recipe.lineage.run else "",
     ]
     return ("\n\n".join(part for part in parts if part) + "\n").encode()
+
+
+def _needs(recipe: Recipe) -> str:
+    if not tokenizers_of(recipe.preprocess):
+        return ""
+    return f"Texts are split by a tokenizer in the model: devices need `{REQUIREMENT}`."
 
 
 def _front_matter(recipe: Recipe, evaluation: Evaluation) -> str:

@@ -68,6 +68,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for label, specs in (("in", manifest.inputs), ("out", manifest.outputs)):
         for spec in specs:
             console.print(escape(f"{label}: {spec.name} {spec.datatype} {spec.shape}"))
+    if manifest.needs:
+        console.print(escape(f"devices need: {', '.join(manifest.needs)}"))
     report = from_json(content.blobs[manifest.evaluation.digest], Evaluation)
     for part in report.slices:
         console.print(

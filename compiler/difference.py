@@ -55,6 +55,7 @@ def difference(a: Bundle, b: Bundle) -> Difference:
                 {"prediction": f"{before.prediction.kind} of {before.prediction.output}"},
                 {"prediction": f"{after.prediction.kind} of {after.prediction.output}"},
             ),
+            *_changes(dict.fromkeys(before.needs, "needed"), dict.fromkeys(after.needs, "needed")),
         ],
         graph=_changes(_graph(a, before.variants[-1]), _graph(b, after.variants[-1])),
         size=_changes(

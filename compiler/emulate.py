@@ -77,7 +77,7 @@ def run_emulated(
             for start in range(0, count(arrays), ports.step(arrays))
         ]
         tensors: dict[str, Any] = {
-            f"{i}/{name}": tensor
+            f"{i}/{name}": tensor.astype(str) if tensor.dtype.kind == "O" else tensor
             for i, (feed, _) in enumerate(calls)
             for name, tensor in feed.items()
         }

@@ -38,7 +38,8 @@ def measure_mb(model: bytes, call: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory(prefix="skerry-footprint-") as name:
         file, given = Path(name, "model.onnx"), Path(name, "call.npz")
         file.write_bytes(model)
-        np.savez(given, **call)
+        plain = {n: v.astype(str) if v.dtype.kind == "O" else v for n, v in call.items()}
+        np.savez(given, **plain)  # texts without pickles
         done = subprocess.run(
             [sys.executable, "-P", "-m", "compiler.footprint", file, given],
             env={**os.environ, "PYTHONPATH": root}, cwd=name, stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ class Frame:
         begin: numbers of the words before every text; `end` of those behind it.
         padding: number of the word that fills.
         max_length: words of a row at most.
-        width: words of every row; None for those of the longest text.
+        width: words of every row; None for those of the longest text, at least one.
     """
 
     begin: Sequence[int]
@@ -59,6 +59,7 @@ def lay_out(
     full = graph.node("Unsqueeze", [full, graph.weight([1], integers)])  # [n, 1]
     if frame.width is None:
         width = graph.node("ReduceMax", [full], keepdims=0)
+        width = graph.node("Max", [width, graph.weight(1, integers)])  # no model takes none
     else:
         width = graph.weight(frame.width, integers)
     zero, one = graph.weight(0, integers), graph.weight(1, integers)

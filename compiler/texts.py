@@ -1,8 +1,9 @@
 """Tokenizers before a model: texts go in, numbers of words reach the model's own inputs.
 
-The files that training has are read: `vocab.txt`, a WordPiece `tokenizer.json`, or a
-SentencePiece `*.model`. `compiler.wordpiece` and an operator of onnxruntime-extensions
-split texts; `compiler.ragged` lays them out. A device needs that library, so the manifest says it.
+The files that training has are read: `vocab.txt`, a `tokenizer.json` of BERT's WordPiece or of
+byte-level BPE, or a SentencePiece `*.model`. `compiler.wordpiece` and operators of
+onnxruntime-extensions split texts; `compiler.ragged` lays them out. A device needs that library,
+so the manifest says it.
 """
 
 import json
@@ -35,15 +36,15 @@ class Tokenizer:
 
     Attributes:
         vocabulary: word or piece -> number.
-        words: of WordPiece; None for SentencePiece.
-        model: the bytes of a SentencePiece model.
+        split: WordPiece, merges of byte-level BPE, or the bytes of a SentencePiece model.
+        special: words that training knows wherever they occur.
         begin: words before every text; `end` of those behind it.
         padding: fills short texts.
     """
 
     vocabulary: Mapping[str, int]
-    words: WordPiece | None
-    model: bytes
+    split: WordPiece | str | bytes
+    special: tuple[str, ...]
     begin: tuple[str, ...]
     end: tuple[str, ...]
     padding: str
@@ -116,7 +117,7 @@ def read_tokenizer(name: str, steps: Preprocess, folder: Path) -> Tokenizer:
         raise UsageError(f"{where}: expected {path.name} of at most {MAX_FILE_BYTES} bytes")
     if path.suffix == ".model":
         vocabulary = read_pieces(data, f"{where}: {path.name}")
-        found = Tokenizer(vocabulary, None, data, (), (), "<pad>")
+        found = Tokenizer(vocabulary, data, (), (), (), "<pad>")
         if steps.lower_case is not None or steps.strip_accents is not None:
             raise UsageError(
                 f"{where}: a SentencePiece model has rules of its own for letters; leave out "
@@ -128,14 +129,14 @@ def read_tokenizer(name: str, steps: Preprocess, folder: Path) -> Tokenizer:
         found = _of_list(path, data, steps, where)
     tokenizer = Tokenizer(
         found.vocabulary,
-        found.words,
-        found.model,
+        found.split,
+        found.special,
         found.begin if steps.begin is None else tuple(steps.begin),
         found.end if steps.end is None else tuple(steps.end),
         found.padding if steps.padding is None else steps.padding,
     )
     needed = [*tokenizer.begin, *tokenizer.end, tokenizer.padding]
-    needed += [tokenizer.words.unknown] if tokenizer.words else []
+    needed += [tokenizer.split.unknown] if isinstance(tokenizer.split, WordPiece) else []
     for word in needed:
         if word not in tokenizer.vocabulary:
             raise UsageError(
@@ -175,13 +176,15 @@ def _of_list(path: Path, data: bytes, steps: Preprocess, where: str) -> Tokenize
         strip_accents=bool(lower if strip is None else strip),
         ideographs=bool(said.get("tokenize_chinese_chars", True)),
     )
-    return Tokenizer(vocabulary, words, b"", ("[CLS]",), ("[SEP]",), "[PAD]")
+    return Tokenizer(vocabulary, words, tuple(words.special), ("[CLS]",), ("[SEP]",), "[PAD]")
 
 
 def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
-    """Return BERT's tokenizer from a `tokenizer.json`."""
+    """Return the tokenizer of a `tokenizer.json`."""
     said = _json(data, where)
     model, normalizer = said.get("model") or {}, said.get("normalizer") or {}
+    if model.get("type") == "BPE":
+        return _bpe(said, steps, where)
     kinds = [
         model.get("type"),
         normalizer.get("type"),
@@ -190,8 +193,8 @@ def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
     if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"] or not normalizer["clean_text"]:
         raise UsageError(
             f"{where}: expected BERT's tokenizer (WordPiece, BertNormalizer with clean_text, "
-            f"BertPreTokenizer), got {', '.join(map(str, kinds))}; for a SentencePiece tokenizer "
-            "name its *.model"
+            "BertPreTokenizer) or byte-level BPE, got "
+            f"{', '.join(map(str, kinds))}; for a SentencePiece tokenizer name its *.model"
         )
     lower = normalizer["lowercase"] if steps.lower_case is None else steps.lower_case
     strip = normalizer["strip_accents"] if steps.strip_accents is None else steps.strip_accents
@@ -209,12 +212,32 @@ def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
     )
     begin, end = _around(said.get("post_processor") or {})
     padding = (said.get("padding") or {}).get("pad_token", "[PAD]")
-    return Tokenizer(vocabulary, words, b"", begin, end, padding)
+    return Tokenizer(vocabulary, words, tuple(added), begin, end, padding)
+
+
+def _bpe(said: Mapping[str, Any], steps: Preprocess, where: str) -> Tokenizer:
+    """Return GPT-2's tokenizer from a `tokenizer.json`: pairs of bytes, merged by rank."""
+    model, before = said["model"], said.get("pre_tokenizer") or {}
+    plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
+    plain = plain and before.get("use_regex", True) and not said.get("normalizer")
+    given = (steps.lower_case, steps.strip_accents) != (None, None)
+    if not plain or model.get("byte_fallback") or model.get("ignore_merges") or given:
+        raise UsageError(
+            f"{where}: expected byte-level BPE as of GPT-2: no normalizer, lower_case or "
+            "strip_accents, ByteLevel before it, without a space put first; this one is another"
+        )
+    added = {word["content"]: word["id"] for word in said.get("added_tokens") or []}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    begin, end = _around(said.get("post_processor") or {})
+    likely = [(said.get("padding") or {}).get("pad_token"), "<pad>", "<|endoftext|>"]
+    vocabulary = dict(model["vocab"]) | added
+    padding = next((word for word in likely if word and word in vocabulary), "<pad>")
+    return Tokenizer(vocabulary, "\n".join(merges), tuple(added), begin, end, padding)
 
 
 def _around(said: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the words that are put before and behind a text."""
-    if said.get("type") == "BertProcessing":
+    if said.get("type") in ("BertProcessing", "RobertaProcessing"):
         return (said["cls"][0],), (said["sep"][0],)
     parts = [
         "" if "Sequence" in part else part["SpecialToken"]["id"]
@@ -282,20 +305,43 @@ def _frame(name: str, steps: Preprocess, tokenizer: Tokenizer, ids: onnx.ValueIn
 def _add(
     graph: Nodes, texts: str, tokenizer: Tokenizer, frame: Frame, kinds: Mapping[str, int]
 ) -> None:
-    if tokenizer.words is not None:
-        words, starts, lengths = split_texts(graph, texts, tokenizer.words)
-        lay_out(graph, words, starts, lengths, frame, kinds)
-        return
+    if isinstance(tokenizer.split, WordPiece):
+        parts = split_texts(graph, texts, tokenizer.split)
+    elif isinstance(tokenizer.split, str):
+        parts = _pairs(graph, texts, tokenizer.vocabulary, tokenizer.split)
+    else:
+        parts = _sentence_pieces(graph, texts, tokenizer.split)
+    lay_out(graph, *parts, frame, kinds)
+
+
+def _sentence_pieces(graph: Nodes, texts: str, model: bytes) -> tuple[str, str, str]:
     false = [graph.weight([False], np.bool_) for _ in range(4)]  # no words around, no reversing
     given = [texts, graph.weight([0], np.int64), graph.weight([0], np.float32), *false]
     pieces, bounds, _ = graph.several(
-        "SentencepieceTokenizer", given, 3, domain=CUSTOM, model=tokenizer.model
+        "SentencepieceTokenizer", given, 3, domain=CUSTOM, model=model
     )
     words = graph.node("Cast", [pieces], to=TensorProto.INT64)
     zero, one, last = (graph.weight([at], np.int64) for at in (0, 1, -1))
     starts = graph.node("Slice", [bounds, zero, last])
     ends = graph.node("Slice", [bounds, one, graph.weight([np.iinfo(np.int64).max], np.int64)])
-    lay_out(graph, words, starts, graph.node("Sub", [ends, starts]), frame, kinds)
+    return words, starts, graph.node("Sub", [ends, starts])
+
+
+def _pairs(
+    graph: Nodes, texts: str, vocabulary: Mapping[str, int], merges: str
+) -> tuple[str, str, str]:
+    spelt = json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":"))
+    rows, mask = graph.several(
+        "GPT2Tokenizer", [texts], 2, domain=CUSTOM, vocab=spelt, merges=merges
+    )  # both [n, the most words]
+    zero, one = graph.weight(0, np.int64), graph.weight(1, np.int64)
+    flat = graph.node("Flatten", [rows], axis=0)  # a Reshape cannot where there are no words
+    words = graph.node("Squeeze", [flat, graph.weight([0], np.int64)])
+    lengths = graph.node("ReduceSum", [mask, graph.weight([1], np.int64)], keepdims=0)
+    shape = graph.node("Shape", [rows])
+    n, width = (graph.node("Gather", [shape, at]) for at in (zero, one))
+    starts = graph.node("Mul", [graph.node("Range", [zero, n, one]), width])
+    return words, starts, lengths
 
 
 def _import(model: onnx.ModelProto, domain: str, version: int) -> None:

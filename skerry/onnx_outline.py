@@ -34,7 +34,7 @@ QUANTIZED: Final = frozenset({
 MICROSOFT: Final = "com.microsoft"
 # onnxruntime-extensions has some eighty operators, network calls among them: these split texts
 TEXTS: Final = frozenset({
-    "SentencepieceTokenizer", "StringJoin", "StringLower", "StringRegexReplace",
+    "GPT2Tokenizer", "SentencepieceTokenizer", "StringJoin", "StringLower", "StringRegexReplace",
     "StringRegexSplitWithOffsets", "WordpieceTokenizer",
 })  # fmt: skip
 EXTENSIONS: Final = "ai.onnx.contrib"

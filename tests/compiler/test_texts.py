@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from compiler.baseline import summarise
 from compiler.build import Built, build
+from compiler.footprint import measure_mb
 from compiler.recipe import read_recipe
 from compiler.runtime import open_session
 from compiler.steps import Preprocess
@@ -24,10 +25,9 @@ from skerry.canonical import to_json
 from skerry.errors import GateError, NotFoundError, RefusedError, SkerryError, UsageError
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, EXTENSIONS, check_outline
 from tests.compiler.conftest import NOW
+from tests.fakes.pieces import Pairs, Unigram, bpe_json, sentencepiece_model
 from tests.fakes.texts import (
     Bert,
-    Unigram,
-    sentencepiece_model,
     sentiment,
     tokenizer_json,
     vocabulary,
@@ -99,6 +99,41 @@ def test_pieces_of_a_unigram_model_are_those_of_training(folder: Path) -> None:
     assert found["attention_mask"].sum(axis=1).tolist() == [
         len(reference(t)[0]) for t in ([t] for t in texts)
     ]
+
+
+def test_pairs_of_bytes_are_merged_as_in_training(folder: Path) -> None:
+    (folder / "bpe.json").write_text(bpe_json(), encoding="utf-8")
+    steps, reference = of(file="bpe.json"), Pairs()
+    texts = [*ODD_TEXTS.values(), *REAL, "hello  in the world, don't <|endoftext|> x"]
+    for text in texts:
+        found = tokens(folder, steps, [text])["input_ids"]
+        assert found.tolist() == reference([text]).tolist(), text
+    together = tokens(folder, steps, texts)
+    assert (together["input_ids"] == reference(texts)).all()
+    assert together["attention_mask"].sum(axis=1).tolist() == [
+        min(16, len(reference.row(text))) for text in texts
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+    ],
+)
+def test_another_kind_of_pairs_is_told(folder: Path, changes: dict[str, object]) -> None:
+    (folder / "bpe.json").write_text(bpe_json(**changes), encoding="utf-8")
+    with pytest.raises(UsageError, match="expected byte-level BPE as of GPT-2"):
+        tokens(folder, of(file="bpe.json"), REAL)
+
+
+def test_texts_reach_the_children_of_the_compiler(made: Built, tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(made.bundle)
+    with (tmp_path / "b.tar").open("rb") as file:
+        data = read_bundle(file).blobs[made.manifest.variants[0].file.digest]
+    assert measure_mb(data, {"text": np.array(REAL, dtype=object)}) > 0
 
 
 def test_a_json_and_a_directory_say_the_same_as_a_list(folder: Path) -> None:
@@ -250,7 +285,8 @@ FAULTS: list[tuple[str, str, type[SkerryError], str]] = [
     ('file = "vocab.txt"', 'file = "gone.txt"', NotFoundError, "there is no such file"),
     ('file = "vocab.txt"', 'file = "model.onnx"', UsageError, "UTF-8|no|the word"),
     ('file = "vocab.txt"', 'file = "bad.model"', UsageError, "expected a SentencePiece model"),
-    ('file = "vocab.txt"', 'file = "bpe.json"', UsageError, "expected BERT's tokenizer"),
+    ('file = "vocab.txt"', 'file = "bpe.json"', UsageError, "expected byte-level BPE"),
+    ('file = "vocab.txt"', 'file = "other.json"', UsageError, "expected BERT's tokenizer"),
     ('file = "vocab.txt"', 'file = "vocab.txt"\nbegin = ["<s>"]', UsageError, "the word '<s>'"),
     ("max_length = 16", "max_length = 2", UsageError, "no word of a text has room in 2 words"),
     ("max_length = 16", "max_length = 0", UsageError, "at least 1, got 0"),
@@ -269,6 +305,7 @@ def test_what_is_wrong_is_said_in_one_line(
     path = write_text_recipe(tmp_path)
     (tmp_path / "bad.model").write_bytes(b"\x0a\xff")
     (tmp_path / "bpe.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    (tmp_path / "other.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
     with (tmp_path / "training.py").open("a") as file:
         file.write("def fails(texts):\n    raise KeyError('k')\n")
         file.write("def words(texts):\n    return [t.split() for t in texts]\n")

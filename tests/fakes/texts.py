@@ -1,7 +1,6 @@
 """Small tokenizers and models of texts, and tokenizers in plain Python to hold them against."""
 
 import json
-import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,79 +127,6 @@ def is_sign(letter: str) -> bool:
         letter.isascii() and letter.isprintable() and not letter.isalnum() and letter != " "
     )
     return ascii_sign or unicodedata.category(letter).startswith("P")
-
-
-# --- SentencePiece ------------------------------------------------------------------------
-
-PIECES = ["<unk>", "<s>", "</s>", "<pad>", "\u2581", "\u2581the", "\u2581fine", "fi", "ne", "s"]
-SCORES = {piece: -float(3 + number) for number, piece in enumerate(PIECES)} | {
-    letter: -20.0 - number / 8 for number, letter in enumerate("abcdefghiklnortuvwy.,!?0123")
-}
-
-
-def sentencepiece_model() -> bytes:
-    """A unigram model that leaves letters as they are, in the protobuf of such files."""
-
-    def field(number: int, content: bytes) -> bytes:
-        size = b""
-        rest = len(content)
-        while True:
-            size += bytes([rest & 0x7F | (0x80 if rest > 0x7F else 0)])
-            rest >>= 7
-            if not rest:
-                return bytes([number << 3 | 2]) + size + content
-
-    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3, "<pad>": 3}
-    parts = []
-    for piece, score in SCORES.items():
-        kind = b"\x18" + bytes([kinds[piece]]) if piece in kinds else b""
-        parts.append(field(1, field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + kind))
-    # unigram; pad_id 3; the letters as they are, a space before the first, no more than one
-    parts.append(field(2, b"\x18\x01" + b"\xd8\x02\x03"))
-    parts.append(field(3, field(1, b"identity") + b"\x18\x01\x20\x01\x28\x01"))
-    return b"".join(parts)
-
-
-class Unigram:
-    """A unigram tokenizer: the likeliest way to cut a text into pieces.
-
-    Args:
-        most: words of a row, the one at the end included.
-    """
-
-    def __init__(self, most: int = 16) -> None:
-        self.most = most
-        self.numbers = {piece: number for number, piece in enumerate(SCORES)}
-        self.plain = {p: s for p, s in SCORES.items() if p not in PIECES[:4]}
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        rows = [[*self.cut(text)[: self.most - 1], self.numbers["</s>"]] for text in texts]
-        width = max(map(len, rows))
-        return np.array([row + [self.numbers["<pad>"]] * (width - len(row)) for row in rows])
-
-    def cut(self, text: str) -> list[int]:
-        line = " ".join(part for part in text.split(" ") if part)
-        if not line:
-            return []
-        line = "\u2581" + line.replace(" ", "\u2581")
-        unknown = min(self.plain.values()) - 10
-        best: list[tuple[float, list[int]]] = [(0.0, [])]
-        for end in range(1, len(line) + 1):
-            found = (float("-inf"), [0])
-            for start in range(max(0, end - 8), end):
-                piece = line[start:end]
-                score = self.plain.get(piece, unknown if end - start == 1 else None)
-                if score is None:
-                    continue
-                way = best[start][0] + score
-                if way > found[0]:
-                    found = (way, [*best[start][1], self.numbers.get(piece, 0)])
-            best.append(found)
-        merged: list[int] = []
-        for number in best[-1][1]:
-            if not (number == 0 and merged[-1:] == [0]):
-                merged.append(number)
-        return merged
 
 
 # --- a model, and a recipe ------------------------------------------------------------------
