@@ -4,17 +4,22 @@ import argparse
 import asyncio
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
 from agent.config import Layout, load_config
 from agent.inventory import agent_version
-from skerry.errors import SkerryError
+from skerry.errors import NotFoundError, SkerryError, UsageError
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
 FROM_STDIN = "-"
+DEFAULT_URL = "http://127.0.0.1:8450"
+MAX_BATCH = 4096
+WATCH_S = 0.5
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     except SkerryError as error:
         _say(f"error: {error}")
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"error: {error.strerror or error}{where}; check --state, its rights and its disk")
@@ -66,6 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     defer = commands.add_parser("defer", help="activate no update for a while")
     defer.add_argument("--hours", type=float, default=24.0, help="at most 168; 0 ends it")
     defer.set_defaults(run=_defer)
+
+    predict = commands.add_parser(
+        "predict", help="ask the agent for predictions of files, or of a directory that fills"
+    )
+    predict.add_argument("model", help="its name, as the agent serves it")
+    predict.add_argument("files", nargs="*", type=Path, help="csv, parquet, npy, npz or pictures")
+    predict.add_argument("--watch", type=Path, metavar="DIR", help="predict what comes into it")
+    predict.add_argument(
+        "--url", default=DEFAULT_URL, help="of the agent, or unix:PATH (default %(default)s)"
+    )
+    predict.add_argument("--out", type=Path, help="a file, which is resumed; else standard output")
+    predict.add_argument("--again", action="store_true", help="also if --out is there already")
+    predict.add_argument("--batch", type=int, default=32, help="rows of a request")
+    predict.add_argument("--outputs", action="store_true", help="write the model's outputs too")
+    predict.add_argument(
+        "--patience", type=float, default=60.0, metavar="S", help="for an agent that is busy"
+    )
+    predict.set_defaults(run=_predict)
 
     for command in (enrol, run, status, approve, defer):
         command.add_argument(
@@ -123,6 +149,38 @@ def _defer(arguments: argparse.Namespace) -> int:
     from agent.consent import defer
 
     _say(defer(Layout(arguments.state), arguments.hours))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from agent.predict import Asker, patiently, predict_files, watch
+    from skerry.io.client import Client
+
+    if bool(arguments.files) == (arguments.watch is not None):
+        raise UsageError("expected files, or --watch DIR, and not both")
+    if not 1 <= arguments.batch <= MAX_BATCH:
+        raise UsageError(f"expected --batch of 1 to {MAX_BATCH}, got {arguments.batch}")
+    if arguments.watch is not None and not arguments.watch.is_dir():
+        raise NotFoundError(f"expected a directory at {arguments.watch}, and there is none")
+    with Client(arguments.url) as client:
+        asker = Asker(
+            client, arguments.model,
+            patiently(lambda: client.describe(arguments.model), arguments.patience),
+            arguments.batch, arguments.patience, arguments.outputs,
+        )  # fmt: skip
+        if arguments.watch is None:
+            predict_files(asker, arguments.files, arguments.out, again=arguments.again)
+            return 0
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+        _say(f"watching {arguments.watch}; results in {arguments.watch / 'predictions'}")
+        try:
+            for file, found in watch(
+                asker, arguments.watch, every_s=WATCH_S, stop=lambda: bool(stopped)
+            ):
+                _say(f"{file.name}: {found}" + (" rows" if isinstance(found, int) else ""))
+        except KeyboardInterrupt:
+            pass
     return 0
 
 

@@ -165,19 +165,31 @@ def _server_metadata(_: Request) -> Response:
 
 def _model_metadata(served: Served, _: Request) -> Response:
     manifest = served.model.manifest
-    slot = served.slot
+    slot, reading = served.slot, manifest.prediction
     return _json(
         {
             "name": slot.model,
             "versions": [slot.model_version],
             "platform": "onnxruntime_onnx",
             "inputs": [
-                {"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in manifest.inputs
+                {"name": s.name, "datatype": s.datatype, "shape": s.shape}
+                | ({"range": s.range} if s.range else {})
+                for s in manifest.inputs
             ],
             "outputs": [
                 {"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in manifest.outputs
             ],
-            "parameters": {"bundle": slot.bundle, "variant": slot.variant, "slot": slot.slot},
+            "parameters": {
+                "bundle": slot.bundle,
+                "variant": slot.variant,
+                "slot": slot.slot,
+                "prediction": {
+                    "output": reading.output,
+                    "kind": reading.kind,
+                    "threshold": reading.threshold,
+                    "class_names": served.model.outputs[reading.output].class_names,
+                },
+            },
         }
     )
 

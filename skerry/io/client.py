@@ -29,9 +29,10 @@ from skerry.errors import (
     UnreachableError,
     UsageError,
 )
+from skerry.manifest import ReadingKind
 from skerry.tensors import DTYPES, datatype_of, from_raw, to_raw
 
-__all__ = ["Answer", "Client"]
+__all__ = ["Answer", "Client", "ModelInfo", "Port", "Reading"]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 1 << 30
@@ -47,6 +48,42 @@ class Answer:
     model_version: str
     bundle: str
     variant: str
+
+
+class Port(msgspec.Struct, frozen=True):
+    """An input or output of a model; `datatype` as in the Open Inference Protocol, -1 is open."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    range: tuple[float, float] | None = None
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """How a prediction is read from an output, see `skerry.reading`."""
+
+    output: str
+    kind: ReadingKind
+    threshold: float = 0.5
+    class_names: list[str] = []
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """What a device says of a model beside the protocol."""
+
+    bundle: str
+    variant: str
+    prediction: Reading
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model in service, as the device describes it."""
+
+    name: str
+    versions: list[str]
+    inputs: list[Port]
+    outputs: list[Port]
+    parameters: Parameters
 
 
 class _Output(msgspec.Struct):
@@ -143,6 +180,21 @@ class Client:
         if status != 200:
             raise _refusal(status, body, self._url)
         return _answer(got, body)
+
+    def describe(self, model: str) -> ModelInfo:
+        """Return a model's inputs and outputs, and which release it is.
+
+        Raises:
+            NotFoundError: no such model.
+            UnreachableError: the device cannot be asked.
+        """
+        status, _, body = self._ask("GET", f"/v2/models/{quote(model, safe='')}", "", b"")
+        if status != 200:
+            raise _refusal(status, body, self._url)
+        try:
+            return msgspec.json.decode(body, type=ModelInfo)
+        except msgspec.DecodeError as error:
+            raise FormatError(f"expected a description of a model: {error}") from None
 
     def ready(self, model: str = "") -> bool:
         """Tell whether the device, or one model on it, is ready to answer.
