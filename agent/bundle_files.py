@@ -6,7 +6,7 @@ fetched again, and a model's file is made by a patch where that saves bytes. Whi
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,7 +32,6 @@ __all__ = ["BundleFiles"]
 
 T = TypeVar("T")
 
-PACKED: Final = 1.5  # a model as it is prepacked, to its file
 MAX_CONFIG_BYTES: Final = 1 << 20
 
 
@@ -217,19 +216,14 @@ class BundleFiles:
         await self._in_thread(partial(self._fetch_file, model, bundle, file))
         return self._slots.path(bundle, patch.digest)
 
-    def _check_room(self, bundle: str, needed: Sequence[FileRef]) -> None:
+    def _check_room(self, bundle: str, needed: Iterable[FileRef]) -> None:
         """See that the files fit beside everything that the outbox may still take."""
         paths = [(self._slots.path(bundle, file.digest), file.size_bytes) for file in needed]
-        model = needed[0]
-        here = self._slots.has(bundle, model.digest)
-        packed = 0 if here or model.size_bytes < prepacked.LEAST_BYTES else model.size_bytes
         config, quota = self.config, 0
         if self._spool is not None:
             quota = max(0, config.spool_max_bytes - used_bytes(self._spool))
         kept_free = config.disk_reserve_bytes + quota
-        check_room(
-            self._slots.directory(bundle), missing_bytes(paths) + int(PACKED * packed), kept_free
-        )
+        check_room(self._slots.directory(bundle), missing_bytes(paths), kept_free)
 
     def _check_listed(self, oci: OciManifest, file: FileRef) -> None:
         sizes = {layer.digest: layer.size for layer in oci.layers}
