@@ -6,10 +6,11 @@ unknown), zero-width signs, soft hyphens, letters outside Latin-1 with accents, 
 special words. So the graph is built from its small operators, which are exact: regular
 expressions of RE2, joining, and the greedy search for pieces; the rest is plain ONNX.
 
-    clean           controls, formats, private use go; special words become one sign each
+    clean           controls and private use go; special words become one sign each
     join            all texts in one line, each ended by a mark that no text can contain
-    lower, strip    ASCII by an operator, every other letter by a table of Unicode
-    split           at white space, around punctuation and ideographs
+    letters         lowered and without accents, white space, punctuation and formats told: ASCII
+                    by an operator, every other letter by a table of Unicode
+    split           at white space, around signs of ASCII and ideographs
     pieces          longest first; a word with a piece unknown is one unknown word
     lay out         `compiler.ragged`
 
@@ -40,13 +41,12 @@ IDEOGRAPHS: Final = (
     r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}"
     r"\x{2A700}-\x{2B81F}\x{2B920}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
 )
-SPACE: Final = r"\t\n\r \x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}"
-SIGNS: Final = r"!-/:-@\[-`{-~\p{P}"
+SIGNS: Final = r"!-/:-@\[-`{-~"  # of ASCII; others are set apart by the table
 OWN: Final = rf"\x{{{SPECIAL:X}}}-\x{{{SPECIAL + MOST_SPECIAL - 1:X}}}"
-# all that is not written but \t \n \r and our own signs
+# controls of ASCII but \t \n \r, and private use but our own signs; the table takes the rest
 UNWRITTEN: Final = (
-    r"[\x{0}-\x{8}\x{B}\x{C}\x{E}-\x{1F}\x{7F}-\x{9F}\x{FFFD}\x{E000}-\x{F8FF}"
-    rf"\x{{{SPECIAL + MOST_SPECIAL:X}}}-\x{{FFFFD}}\x{{100000}}-\x{{10FFFD}}]|\p{{Cf}}"
+    r"[\x{0}-\x{8}\x{B}\x{C}\x{E}-\x{1F}\x{7F}\x{E000}-\x{F8FF}"
+    rf"\x{{{SPECIAL + MOST_SPECIAL:X}}}-\x{{FFFFD}}\x{{100000}}-\x{{10FFFD}}]"
 )
 
 
@@ -90,10 +90,11 @@ def split_texts(graph: Nodes, texts: str, words: WordPiece) -> tuple[str, str, s
     line = _one_line(graph, texts, words)
     if words.lower_case:
         line = _custom(graph, "StringLower", [line])
-    if words.lower_case or words.strip_accents:
-        line = _letters(graph, line, words)
-    parts = rf"[{SIGNS}{IDEOGRAPHS if words.ideographs else ''}{OWN}\x{{1}}]"
-    split = _split(graph, line, rf"[{SPACE}]+|{parts}", parts)
+    line = _letters(graph, line, words)
+    if words.ideographs:
+        line = _replace(graph, line, f"([{IDEOGRAPHS}])", r" \1 ")
+    parts = rf"[{SIGNS}{OWN}\x{{1}}]"
+    split = _split(graph, line, rf"[\t\n\r ]+|{parts}", parts)
     pieces = graph.several(
         "WordpieceTokenizer", [split, graph.weight([], np.int64)], 4, domain=CUSTOM,
         vocab=_pieces(words), suffix_indicator=words.prefix, unknown_token=words.unknown,
@@ -126,7 +127,7 @@ def _one_line(graph: Nodes, texts: str, words: WordPiece) -> str:
 
 
 def _letters(graph: Nodes, line: str, words: WordPiece) -> str:
-    """Lower letters, or take off their accents, by a table: Unicode's, letter by letter."""
+    """Replace letters beyond ASCII by a table; the operators' classes of them are slow to make."""
     table = _table(words.lower_case, words.strip_accents)
     images = sorted(set(table.values()))
     place = {image: number for number, image in enumerate(images)}
@@ -161,19 +162,34 @@ def _whole_words(graph: Nodes, ids: str, starts: str, unknown: int) -> str:
 
 @cache
 def _table(lower_case: bool, strip_accents: bool) -> dict[str, str]:
-    """Return the letters that change, with what they become; StringLower did ASCII's."""
+    """Return the letters beyond ASCII that change, with what they become."""
     table = {}
     for code in range(0x80, 0x110000):
         letter = chr(code)
+        kind = unicodedata.category(letter)
+        if kind in ("Cs", "Co"):
+            continue
+        if kind in ("Cc", "Cf") or letter == "\ufffd":
+            table[letter] = ""
+            continue
         image = letter
         if strip_accents:
             apart = unicodedata.normalize("NFD", letter)
             image = "".join(sign for sign in apart if unicodedata.category(sign) != "Mn")
         if lower_case:
             image = "".join(sign.lower() for sign in image)
+        image = "".join(map(_apart, image))
         if image != letter:
             table[letter] = image
     return table
+
+
+def _apart(sign: str) -> str:
+    """Return white space as a space, and punctuation with spaces around it."""
+    kind = unicodedata.category(sign)
+    if kind[0] == "Z":
+        return " "
+    return f" {sign} " if kind[0] == "P" and not sign.isascii() else sign
 
 
 def _own_signs(words: WordPiece) -> dict[str, int]:
