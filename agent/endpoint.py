@@ -172,9 +172,7 @@ def _model_metadata(served: Served, _: Request) -> Response:
             "versions": [slot.model_version],
             "platform": "onnxruntime_onnx",
             "inputs": [
-                {"name": s.name, "datatype": s.datatype, "shape": s.shape}
-                | ({"range": s.range} if s.range else {})
-                for s in manifest.inputs
+                {"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in manifest.inputs
             ],
             "outputs": [
                 {"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in manifest.outputs
@@ -183,6 +181,7 @@ def _model_metadata(served: Served, _: Request) -> Response:
                 "bundle": slot.bundle,
                 "variant": slot.variant,
                 "slot": slot.slot,
+                "ranges": {s.name: s.range for s in manifest.inputs if s.range},
                 "prediction": {
                     "output": reading.output,
                     "kind": reading.kind,

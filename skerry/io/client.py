@@ -74,6 +74,7 @@ class Parameters(msgspec.Struct, frozen=True):
     bundle: str
     variant: str
     prediction: Reading
+    ranges: dict[str, tuple[float, float]] = {}  # of inputs, as in training
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -192,9 +193,12 @@ class Client:
         if status != 200:
             raise _refusal(status, body, self._url)
         try:
-            return msgspec.json.decode(body, type=ModelInfo)
+            info = msgspec.json.decode(body, type=ModelInfo)
         except msgspec.DecodeError as error:
             raise FormatError(f"expected a description of a model: {error}") from None
+        ranges = info.parameters.ranges
+        inputs = [msgspec.structs.replace(p, range=ranges.get(p.name)) for p in info.inputs]
+        return msgspec.structs.replace(info, inputs=inputs)
 
     def ready(self, model: str = "") -> bool:
         """Tell whether the device, or one model on it, is ready to answer.
