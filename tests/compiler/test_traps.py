@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -18,12 +19,18 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compiler.build import Built, build
 from compiler.calibrate import calibrate
+from compiler.candidates import Workshop
 from compiler.emulate import run_emulated
+from compiler.latency import measure
+from compiler.materials import gather
 from compiler.passes import load_graph, parse, prepare
 from compiler.ports import Ports
+from compiler.quantize import quantize_dynamic as quantize_dynamic_of_ours
 from compiler.quantize import quantize_static
 from compiler.recipe import read_recipe
 from compiler.runtime import open_session, run_samples
+from compiler.search import suggested
+from skerry.errors import RefusedError
 from skerry.manifest import TensorSpec
 from tests.compiler.conftest import NOW
 from tests.fakes.models import Task, graph, shapes, write_recipe
@@ -251,3 +258,55 @@ def test_a_tiny_model_is_slower_in_eight_bits_and_ships_as_it_is(tmp_path: Path)
     assert int8.latency_ratio is not None
     assert int8.latency_ratio > 1  # the trap
     assert fp32.chosen
+
+
+def test_a_convolution_in_integers_is_many_times_slower_and_never_made(tmp_path: Path) -> None:
+    channels, side = 32, 32
+    weight = RNG.normal(size=(channels, channels, 3, 3)).astype(np.float32) / 17
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1])
+    model = graph([node], {"w": weight}, inputs=[("x", ("n", channels, side, side))],
+                  outputs=[("y", ("n", channels, side, side))])  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    quantize_dynamic(tmp_path / "m.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8)
+    plain = onnx.load(tmp_path / "q.onnx")
+    assert "ConvInteger" in {node.op_type for node in plain.graph.node}  # the trap
+    rows = RNG.normal(size=(1, channels, side, side)).astype(np.float32)
+    latency = measure(
+        open_session(plain.SerializeToString()),
+        open_session(model.SerializeToString()),
+        {"x": rows},
+    )
+    assert latency.ratio > 2
+    with pytest.raises(RefusedError, match="nothing in the model"):
+        quantize_dynamic_of_ours(model)
+
+
+def wide() -> Task:
+    """A layer with weights enough to be packed."""
+    weight = RNG.normal(size=(64, 64)).astype(np.float32)
+    model = graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], {"w": weight},
+                  inputs=[("x", ("n", 64))], outputs=[("y", ("n", 64))])  # fmt: skip
+    sets = {
+        name: (
+            rows := RNG.normal(size=(200, 64)).astype(np.float32),
+            (rows @ weight).argmax(axis=1),
+        )
+        for name in ("calibration", "evaluation", "baseline")
+    }
+    return Task(model, "x", "y", sets)
+
+
+def test_sixteen_bits_are_for_bytes_and_are_floats_as_they_run(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, wide())
+    materials = gather(read_recipe(path))
+    workshop = Workshop(materials)
+    gate = materials.recipe.gate
+    assert "fp16" not in suggested(workshop, gate)
+    assert "fp16" in suggested(workshop, msgspec.structs.replace(gate, max_size_ratio=0.6))
+    half = onnx.load_from_string(workshop.make("fp16"))
+    kinds = {t.data_type for t in half.graph.initializer if t.dims}
+    assert TensorProto.FLOAT16 in kinds
+    # the sums are made in floats: casts in the middle of a graph are what costs
+    casts = [node for node in half.graph.node if node.op_type == "Cast"]
+    stored = {t.name for t in half.graph.initializer}
+    assert all(cast.input[0] in stored for cast in casts)
