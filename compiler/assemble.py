@@ -284,6 +284,8 @@ def _lineage(recipe: Recipe, inputs: Inputs) -> Lineage:
         "evaluation": inputs.evaluation,
         "baseline": inputs.baseline,
     }
+    if isinstance(inputs.tokenizers, dict):
+        data |= {f"tokenizer of {name}": digest for name, digest in inputs.tokenizers.items()}
     return Lineage(
         recipe=inputs.recipe,
         model_file=inputs.model,

@@ -92,6 +92,11 @@ def _samples(content: Bundle, arrays: dict[str, NDArray[Any]]) -> tuple[Ports, s
         names = ", ".join(port.name for port in ports.fed)
         raise UsageError(f"explain takes models of one input so far, this one has {names}")
     name = ports.fed[0].name
+    if ports.fed[0].dtype.kind == "O":
+        raise UsageError(
+            f"explain takes models of numbers so far, input {name!r} takes texts; explain the "
+            "model without its tokenizer"
+        )
     if name not in arrays and len(arrays) == 1:
         arrays = {name: next(iter(arrays.values()))}
     return ports, name, ports.fit(arrays, "INPUT")[name]

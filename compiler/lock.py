@@ -26,6 +26,8 @@ class Inputs(msgspec.Struct, frozen=True):
     calibration: str
     evaluation: str
     baseline: str
+    # of the files of [preprocess], by input; left out where there are none
+    tokenizers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -71,7 +73,7 @@ def check_lock(lock: Lock, inputs: Inputs) -> None:
         UsageError: the recipe, the model or a data set differs.
     """
     theirs, mine = (msgspec.structs.asdict(value) for value in (lock.inputs, inputs))
-    changed = [name for name, digest in theirs.items() if mine[name] != digest]
+    changed = [name for name, digest in mine.items() if theirs[name] != digest]
     if changed:
         raise UsageError(
             f"the lock was made for other inputs: {', '.join(changed)} changed since. "

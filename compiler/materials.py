@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from compiler.preprocess import put_before
 from compiler.recipe import InputNotes, Recipe, Source
 from compiler.runtime import open_session, run_samples
 from compiler.text_parity import check_text_parity
+from compiler.texts import digests_of
 from skerry.canonical import sha256
 from skerry.errors import RefusedError, SkerryError, UsageError
 
@@ -111,6 +113,7 @@ def gather(source: Source) -> Materials:
         recipe=source.digest,
         model=sha256(source.model.read_bytes()),
         **{name: found.digest for name, found in sets.items()},
+        tokenizers=digests_of(recipe.preprocess, source.folder) or msgspec.UNSET,
     )
     if inputs.evaluation == inputs.calibration:
         raise UsageError(

@@ -170,6 +170,14 @@ def _is_state(spec: TensorSpec) -> bool:
 
 def _inputs(graph: Graph) -> str:
     lines = []
+    if any(spec.name == "input_ids" for spec in graph.inputs):
+        lines += [
+            "# [preprocess.text]        # texts go in, and a tokenizer in the model makes input_ids",
+            '# kind = "tokenizer"',
+            '# file = "tokenizer.json"  # or vocab.txt, a SentencePiece *.model, a directory',
+            "# max_length = 128",
+            '# reference = "training:tokenize"  # the function of training, held against the graph',
+        ]
     for spec in graph.inputs:
         if _is_state(spec):
             shape = ", ".join(str(max(1, size)) for size in spec.shape)

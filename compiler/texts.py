@@ -21,9 +21,17 @@ from compiler.pieces import read_pieces
 from compiler.ragged import Frame, lay_out
 from compiler.steps import Preprocess
 from compiler.wordpiece import CUSTOM, TABLES, WordPiece, split_texts
+from skerry.canonical import sha256
 from skerry.errors import NotFoundError, UsageError
 
-__all__ = ["REQUIREMENT", "Tokenizer", "put_tokenizers", "read_tokenizer", "tokenizers_of"]
+__all__ = [
+    "REQUIREMENT",
+    "Tokenizer",
+    "digests_of",
+    "put_tokenizers",
+    "read_tokenizer",
+    "tokenizers_of",
+]
 
 REQUIREMENT: Final = "onnxruntime-extensions>=0.14"
 MAX_FILE_BYTES: Final = 64 << 20
@@ -53,6 +61,22 @@ class Tokenizer:
 def tokenizers_of(steps: Mapping[str, Preprocess]) -> dict[str, Preprocess]:
     """Return the steps that are tokenizers, by the name of the input that takes texts."""
     return {name: wanted for name, wanted in sorted(steps.items()) if wanted.kind == "tokenizer"}
+
+
+def digests_of(steps: Mapping[str, Preprocess], folder: Path) -> dict[str, str]:
+    """Return the digest of each tokenizer's file, by the name of the input that takes texts.
+
+    Args:
+        steps: of a recipe.
+        folder: of the recipe.
+
+    Raises:
+        NotFoundError: a file is not there.
+    """
+    return {
+        name: sha256(_file(folder / wanted.file, f"preprocess.{name}").read_bytes())
+        for name, wanted in tokenizers_of(steps).items()
+    }
 
 
 def put_tokenizers(

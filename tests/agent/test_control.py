@@ -24,6 +24,7 @@ from fleet.roles import sign
 from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.errors import SkerryError
 from skerry.io.client import Client
+from skerry.io.extensions import extensions_version
 from skerry.keys import Signer
 from skerry.token import EnrolmentToken, format_token
 from skerry.trust import Floor
@@ -247,6 +248,22 @@ async def test_a_release_that_disagrees_with_its_golden_set_changes_nothing(
     with Client(agent.url) as client:
         answer = await asyncio.to_thread(client.predict, "reader", {"image": images(1)})
     assert answer.model_version == "1.0.0"
+
+
+async def test_a_release_that_needs_what_the_device_lacks_is_incompatible(
+    central: Central, agent: Agent
+) -> None:
+    release = central.publish_needing("1.0.0", "onnxruntime-extensions>=99.0")
+    await central.until(lambda: central.hellos)
+    central.desire(DEVICE, release, "a-1", Probation(0, 0.0))
+    await central.until(lambda: central.state("a-1") == "incompatible")
+    report = central.reports["a-1"]
+    assert (report.code, report.effect) == ("no_variant", "no_state_change")
+    assert report.message == (
+        f"fp32-cpu: needs onnxruntime-extensions>=99.0; this device has {extensions_version()}"
+    )
+    assert central.reported is not None
+    assert central.reported.inventory.extensions == extensions_version()
 
 
 async def test_a_release_without_traffic_is_not_committed_and_goes_again(

@@ -10,18 +10,21 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto
 
 from compiler.baseline import summarise
 from compiler.build import Built, build
+from compiler.cli_explain import explain
 from compiler.footprint import measure_mb
 from compiler.recipe import read_recipe
 from compiler.runtime import open_session
+from compiler.starter import starter_recipe
 from compiler.steps import Preprocess
 from compiler.text_parity import ODD_TEXTS, tokenizer_alone
 from compiler.texts import put_tokenizers
 from skerry.bundle import read_bundle
-from skerry.canonical import to_json
+from skerry.canonical import sha256, to_json
 from skerry.errors import GateError, NotFoundError, RefusedError, SkerryError, UsageError
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, EXTENSIONS, check_outline
 from tests.compiler.conftest import NOW
@@ -233,6 +236,35 @@ def test_without_extensions_the_build_says_what_to_install(
     monkeypatch.setattr("skerry.io.extensions.extensions_library", lambda: None)
     with pytest.raises(UsageError, match=r"pip install 'skerry\[extensions\]'"):
         build(read_recipe(write_text_recipe(tmp_path)), now=NOW)
+
+
+def test_the_lock_and_the_lineage_know_the_tokenizer(tmp_path: Path) -> None:
+    path = write_text_recipe(tmp_path)
+    first = build(read_recipe(path), now=NOW)
+    assert first.lock.inputs.tokenizers == {"text": sha256((tmp_path / "vocab.txt").read_bytes())}
+    assert "tokenizer of text" in first.manifest.lineage.data
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("unheard\n")
+    with pytest.raises(UsageError, match="for other inputs: tokenizers changed"):
+        build(read_recipe(path), now=NOW, lock=first.lock)
+
+
+def test_a_first_recipe_names_the_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "bert.onnx").write_bytes(sentiment(51).SerializeToString())
+    text = starter_recipe(tmp_path / "bert.onnx")
+    assert "# [preprocess.text]" in text
+    marked = text[text.index("# [preprocess.text]") :].split("\n\n")[0]
+    lines = [line.removeprefix("# ") for line in marked.splitlines() if line.startswith("# ")]
+    said = msgspec.toml.decode("\n".join(lines))["preprocess"]["text"]
+    assert msgspec.convert(said, Preprocess).kind == "tokenizer"
+
+
+def test_explain_says_that_it_takes_no_texts(made: Built, tmp_path: Path) -> None:
+    (tmp_path / "b.skerry").write_bytes(made.bundle)
+    np.savez(tmp_path / "x.npz", text=np.array(REAL))
+    done = CliRunner().invoke(explain, [str(tmp_path / "b.skerry"), str(tmp_path / "x.npz")])
+    assert done.exit_code == 2
+    assert "input 'text' takes texts" in done.output
 
 
 def test_a_manifest_without_needs_keeps_its_bytes(built: Built) -> None:

@@ -162,6 +162,13 @@ class Central:
         (self.folder / version / "manifest").write_bytes(to_json(manifest))
         return self._publish(version)
 
+    def publish_needing(self, version: str, *needs: str) -> CatalogTarget:
+        """Publish a release whose manifest requires something of a device."""
+        release = linear_release(self.folder / version, version=version)
+        manifest = msgspec.structs.replace(release.manifest, requires=list(needs))
+        (self.folder / version / "manifest").write_bytes(to_json(manifest))
+        return self._publish(version)
+
     def blob_file(self, release: CatalogTarget, name: str) -> Path:
         """Where the fleet keeps a file of a published release."""
         version = release.path.rpartition("@")[2]
