@@ -73,6 +73,7 @@ RETRY_CAP_S: Final = 60.0
 STARTING: Final = ""  # no slot's name
 WATCHING: Final = " "  # nor this one
 TELL: Final = 3  # after so many tries the fleet is told that a connection is missing
+FIRST_S: Final = 90.0
 STARTS: Final = 3  # of serve with a candidate
 TRIES: Final = 4  # of what is not a matter of the connection
 
@@ -296,8 +297,9 @@ class Installer:
 
     async def _activate(self, effect: Activate) -> None:
         slot, id = effect.slot, effect.assignment_id
-        if STARTING in self._tasks:
-            await asyncio.wait({self._tasks[STARTING][1]})  # what is committed comes first
+        if STARTING in self._tasks and self._supervisor.pid is None:
+            # what is committed comes first, if it comes at all
+            await asyncio.wait({self._tasks[STARTING][1]}, timeout=FIRST_S)
         before = self._live(slot, self._state().slots[slot].current)
         for attempt in range(1, STARTS + 1):
             try:

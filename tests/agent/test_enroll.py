@@ -340,3 +340,16 @@ def test_an_answer_that_is_too_long_or_no_answer_is_refused(fleet: Fleet, tmp_pa
 def test_a_device_that_is_not_enrolled_is_told_how(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="skerry-agent enroll"):
         load_identity(tmp_path / "identity")
+
+
+def test_a_fleet_that_drips_is_given_up(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow retrieval, of answers that are as small as a certificate."""
+    monkeypatch.setattr("agent.ask.MIN_BYTES_S", 1000)
+    monkeypatch.setattr("agent.ask.SLOW_S", 0.3)
+    fleet.server.drip_s = 0.01
+    with pytest.raises(UnreachableError, match="fewer than 1000 bytes a second"):
+        enroll(tmp_path / "identity", fleet.token(), Inventory())
+    fleet.server.drip_s = 0.0
+    assert enroll(tmp_path / "identity", fleet.token(), Inventory()).device_id == "cam-1"
