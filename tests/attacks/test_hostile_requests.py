@@ -5,6 +5,7 @@ import gzip
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -16,6 +17,7 @@ from agent.slots import Slots
 from fleet.api.app import make_app
 from fleet.api.problems import problems
 from fleet.blobs import Blobs
+from fleet.caller import CALLER, Caller
 from fleet.device_api import DIGEST, MODEL, _Pulls
 from skerry.canonical import sha256
 from skerry.errors import FormatError
@@ -60,7 +62,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     blobs = Blobs(tmp_path / "blobs")
     blobs.put(sha256(DATA), DATA)
     pulls = _Pulls(blobs)
-    devices = web.Application(middlewares=[problems])
+
+    @web.middleware
+    async def known(request: web.Request, handler: Any) -> web.StreamResponse:
+        request[CALLER] = Caller("harbour-01", 1)
+        return await handler(request)
+
+    devices = web.Application(middlewares=[problems, known])
     devices.router.add_get(f"/v2/{MODEL}/manifests/{DIGEST}", pulls.manifest)
     devices.router.add_get(f"/v2/{MODEL}/blobs/{DIGEST}", pulls.blob)
     async with TestServer(make_app(backend)) as operators, TestServer(devices) as pulling:
