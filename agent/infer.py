@@ -123,7 +123,7 @@ class Inference:
         asked, raw = oip.decode_request(request.body, _json_length(request))
         tensors = oip.read_inputs(asked, raw, served.model.inputs)
         if served.model.manifest.needs:
-            oip.refuse_nul(tensors)
+            oip.check_texts(tensors)
         rows = max(map(len, tensors.values()))
         if rows > MAX_ROWS:
             raise UsageError(f"expected at most {MAX_ROWS} rows in a request, got {rows}")

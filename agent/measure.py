@@ -23,6 +23,8 @@ RUNS: Final = 5
 BATCH: Final = 8  # rows that are tried together
 MAX_BATCH: Final = 32
 PAYS: Final = 0.6  # of the time that the rows take one by one
+LETTERS: Final = "etaoin shrdlu "  # of texts that are made up
+MOST_LETTERS: Final = 60
 TOLERANCE: Final = 1e-4  # of the largest output; dynamic int8, whose scales mix the rows, fails it
 
 
@@ -35,7 +37,7 @@ class Pace:
 
 
 def example(specs: Mapping[str, TensorSpec], rows: int, *, seed: int | None = None) -> Tensors:
-    """Return an input: zeros, or by a seed numbers within the range that the manifest tells.
+    """Return an input: zeros, or by a seed numbers within the range that the manifest tells, and texts.
 
     Args:
         specs: of all inputs; an open dimension behind the first is 1.
@@ -102,7 +104,13 @@ def _tensor(spec: TensorSpec, rows: int, random: np.random.Generator | None) -> 
     shape += [1 if size == -1 else size for size in spec.shape[1:]]
     dtype = DTYPES[spec.datatype]
     if dtype.kind == "O":
-        return np.full(shape, "", dtype=object)
+        texts = np.full(shape, "", dtype=object)
+        if random is not None:  # each of its own length: rows must not change each other
+            flat = texts.reshape(-1)
+            for place in range(flat.size):
+                letters = random.choice(list(LETTERS), 1 + int(random.integers(MOST_LETTERS)))
+                flat[place] = "".join(letters)
+        return texts
     if random is None:
         return np.zeros(shape, dtype=dtype)
     low, high = spec.range or (0.0, 1.0)

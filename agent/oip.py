@@ -25,15 +25,16 @@ from skerry.tensors import DTYPES, as_text, from_raw, to_raw
 __all__ = [
     "Answer",
     "InferRequest",
+    "check_texts",
     "check_wanted",
     "decode_request",
     "encode_answer",
     "read_inputs",
-    "refuse_nul",
 ]
 
 Tensors = dict[str, NDArray[Any]]
 MAX_ID_LENGTH: Final = 128
+MAX_TEXT: Final = 1 << 17  # characters of one request for a model with a tokenizer in it
 MAX_DEPTH: Final = 8  # dimensions of a tensor given as nested JSON lists
 _OPENING: Final = re.compile(rb"\s*\[[\s\[]*")
 _KIND: Final[Mapping[str, type]] = {"b": bool, "i": int, "u": int, "f": float, "O": str}
@@ -148,11 +149,22 @@ def read_inputs(request: InferRequest, raw: memoryview, specs: Mapping[str, Tens
     return tensors
 
 
-def refuse_nul(tensors: Tensors) -> None:
-    """Refuse texts with a NUL, at which operators for texts would end them unsaid."""
+def check_texts(tensors: Tensors) -> None:
+    """Refuse texts that a tokenizer in the model would end unsaid, or take much memory for.
+
+    As many ideographs as are allowed took 55 MB for a moment (measured): each is a string.
+    """
+    letters = 0
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "O" and any("\0" in text for text in tensor.ravel().tolist()):
-            raise UsageError(f"expected text without NUL characters in input {name!r}")
+        for text in tensor.ravel().tolist() if tensor.dtype.kind == "O" else ():
+            letters += len(text)
+            if "\0" in text:
+                raise UsageError(f"expected text without NUL characters in input {name!r}")
+    if letters > MAX_TEXT:
+        raise UsageError(
+            f"expected at most {MAX_TEXT} characters of text in a request, got {letters}; the "
+            "model reads the beginning of each text alone"
+        )
 
 
 def check_wanted(request: InferRequest, specs: Mapping[str, TensorSpec]) -> None:

@@ -148,7 +148,13 @@ def read_tokenizer(name: str, steps: Preprocess, folder: Path) -> Tokenizer:
                 "lower_case and strip_accents"
             )
     elif path.suffix == ".json":
-        found = _of_json(data, steps, f"{where}: {path.name}")
+        try:
+            found = _of_json(data, steps, f"{where}: {path.name}")
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{where}: expected a tokenizer.json, got another form: "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from None
     else:
         found = _of_list(path, data, steps, where)
     tokenizer = Tokenizer(

@@ -15,6 +15,7 @@ import pytest
 import tritonclient.http as triton
 from onnx import TensorProto, helper
 
+from agent.measure import example
 from agent.runtime import Model, prepack
 from agent.serve_protocol import Failed, Ready, ServeSlot, SmokeResult, smoke_command
 from agent.smoke import smoke
@@ -25,7 +26,7 @@ from skerry.canonical import to_json
 from skerry.errors import FormatError, RefusedError, UsageError
 from skerry.io.client import Client
 from skerry.io.extensions import extensions_library, extensions_version
-from skerry.manifest import parse_baseline, parse_manifest
+from skerry.manifest import TensorSpec, parse_baseline, parse_manifest
 from skerry.profile import Inventory, incompatibility
 from tests.compiler.conftest import NOW
 from tests.fakes.manifests import tiny_manifest
@@ -97,7 +98,7 @@ def test_a_foreign_client_gets_the_same_in_json_and_in_bytes(serve: Serve, binar
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\n", "a" * 100_000, "fine " * 5000, "\u200b\u0301", "\U0010ffff", "\x01\x02"]
+    "text", ["", " ", "\n", "a" * 130_000, "fine " * 5000, "\u200b\u0301", "\U0010ffff", "\x01\x02"]
 )
 def test_odd_texts_are_answered_too(serve: Serve, text: str) -> None:
     with Client(serve.url) as client:
@@ -110,6 +111,7 @@ def test_odd_texts_are_answered_too(serve: Serve, text: str) -> None:
     ("body", "message"),
     [
         ({"datatype": "BYTES", "shape": [1], "data": ["a\0b"]}, "text without NUL"),
+        ({"datatype": "BYTES", "shape": [1], "data": ["a" * 131_073]}, "at most 131072 characters"),
         ({"datatype": "BYTES", "shape": [1], "data": [5]}, "expected BYTES values"),
         ({"datatype": "BYTES", "shape": [2], "data": ["a"]}, "expected data of shape"),
         ({"datatype": "FP32", "shape": [1], "data": [5.0]}, "expected BYTES for input"),
@@ -140,6 +142,15 @@ def test_what_was_seen_of_texts_is_counted(mood: Release, tmp_path: Path) -> Non
         assert serve.drain() == 0
         counted = [w for w in windows(serve.spool) if w.n]
     assert sum(window.n for window in counted) == len(TEXTS)
+
+
+def test_made_up_texts_differ_so_that_rows_which_change_each_other_show() -> None:
+    specs = {"text": TensorSpec("text", "BYTES", [-1])}
+    assert example(specs, 2)["text"].tolist() == ["", ""]
+    texts = example(specs, 8, seed=0)["text"].tolist()
+    assert len(set(texts)) == 8
+    assert len({len(text) for text in texts}) > 4
+    assert example(specs, 8, seed=0)["text"].tolist() == texts
 
 
 # --- smoke run, prepacking ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A tokenizer is a part of the model, and the same as in training; or there is no bundle."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from compiler.runtime import open_session
 from compiler.starter import starter_recipe
 from compiler.steps import Preprocess
 from compiler.text_parity import ODD_TEXTS, tokenizer_alone
-from compiler.texts import put_tokenizers
+from compiler.texts import put_tokenizers, read_tokenizer
 from skerry.bundle import read_bundle
 from skerry.canonical import sha256, to_json
 from skerry.errors import GateError, NotFoundError, RefusedError, SkerryError, UsageError
@@ -130,6 +131,43 @@ def test_another_kind_of_pairs_is_told(folder: Path, changes: dict[str, object])
     (folder / "bpe.json").write_text(bpe_json(**changes), encoding="utf-8")
     with pytest.raises(UsageError, match="expected byte-level BPE as of GPT-2"):
         tokens(folder, of(file="bpe.json"), REAL)
+
+
+def broken_json() -> list[str]:
+    """Files of JSON that are nearly a tokenizer."""
+    found = []
+    for text in (tokenizer_json(), bpe_json()):
+        said = json.loads(text)
+        for path in (
+            "model.vocab",
+            "model.merges",
+            "normalizer.lowercase",
+            "added_tokens",
+            "pre_tokenizer",
+        ):
+            for value in (None, 5, [], "x", [5], {"type": 3}):
+                other = json.loads(text)
+                *way, last = path.split(".")
+                inner = other.setdefault(way[0], {}) if way else other
+                inner[last] = value
+                found.append(json.dumps(other))
+        found.append(json.dumps({**said, "post_processor": {"single": [{"SpecialToken": {}}]}}))
+    return [*found, "5", "[]", "{", '"x"', "{}", "\ud800"]
+
+
+def test_no_file_of_json_ends_the_build_unsaid(folder: Path) -> None:
+    for text in broken_json():
+        (folder / "broken.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        with contextlib.suppress(UsageError, RefusedError):
+            read_tokenizer("text", of(file="broken.json"), folder)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_half_a_model_of_pieces_is_told(folder: Path, share: float) -> None:
+    data = sentencepiece_model()
+    (folder / "half.model").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises((UsageError, RefusedError)):
+        tokens(folder, of(file="half.model"), REAL)
 
 
 def test_texts_reach_the_children_of_the_compiler(made: Built, tmp_path: Path) -> None:
