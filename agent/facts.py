@@ -239,6 +239,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     assignment_id: str
     code: str
     message: str
+    trials: list[Trial] = []  # what was measured before
 
 
 Event = (

@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from agent.bundle_files import BundleFiles
 from agent.child import StartFailed
 from agent.device_state import Doing, Slot, State, doing, serving
@@ -253,11 +255,11 @@ class Installer:
                 SmokeFailed(slot, id, best, result.code, result.message, [trial_of(best, result)])
             )
             return
+        trials = [trial_of(name, result) for name, result in found.items()]
         refusal = await self._beside(effect, best)
         if refusal is not None:
-            self._handle(refusal)
+            self._handle(msgspec.structs.replace(refusal, trials=trials))
             return
-        trials = [trial_of(name, result) for name, result in found.items()]
         self._handle(self._staged(slot, id, best, trials))
 
     def _staged(self, slot: str, id: str, variant: str, trials: list[Trial]) -> Staged:
@@ -301,6 +303,7 @@ class Installer:
             # what is committed comes first, if it comes at all
             await asyncio.wait({self._tasks[STARTING][1]}, timeout=FIRST_S)
         before = self._live(slot, self._state().slots[slot].current)
+        await self._settler.heal(but=slot)
         for attempt in range(1, STARTS + 1):
             try:
                 await asyncio.to_thread(self._files.check, effect.release)

@@ -118,6 +118,15 @@ class Settler:
                     self._handle(ServeUnable(str(fault)))
             await self._pause(attempt)
 
+    async def heal(self, but: str) -> None:
+        """Fetch again what is damaged of the other slots, which a new process loads anew."""
+        for name, release in serving(self._state()).items():
+            try:
+                if name != but:
+                    await self._whole(release)
+            except SkerryError as error:
+                log.warning("slot %s is not whole: %s", name, error)
+
     async def watch(self) -> None:
         """Say from time to time that what serves has done so for long without a crash."""
         while True:

@@ -113,6 +113,7 @@ def _on_unfit(turn: Turn, slot: Slot, work: Work, event: Unfit) -> None:
 
 
 def _on_failed(turn: Turn, slot: Slot, work: Work, event: Failed) -> None:
+    work = msgspec.structs.replace(work, trials=[*work.trials, *event.trials])
     turn.stop(slot, work, Ending(_A.FAILED, event.code, event.message))
 
 

@@ -230,6 +230,18 @@ async def test_a_start_that_fails_twice_is_no_failed_activation() -> None:
     assert event == Activated(SLOT, "b", LiveStats(answered=5, seconds=1.0))
 
 
+async def test_what_rotted_in_another_slot_is_fetched_before_a_new_process_loads_it() -> None:
+    site, effect = site_at(Activate)
+    current = site.state.slots[SLOT].current
+    site.state = msgspec.structs.replace(
+        site.state, slots={"lamp": Slot("lamp", current=current), **site.state.slots}
+    )
+    site.script = {"check": [FormatError("damaged"), None]}
+    (event,) = await site.run(effect)
+    assert isinstance(event, Activated)
+    assert site.calls == ["check", "fetch_manifest", "fetch_variant", "check", "ensure"]
+
+
 async def test_one_broken_slot_does_not_silence_the_others() -> None:
     site, _ = site_at(Activate)
     bench = Bench()
@@ -449,7 +461,7 @@ async def test_what_ran_beside_is_told_and_only_what_agrees_may_serve(
         assert then == Staged(SLOT, "b", "int8", trials=[Trial("int8")])
     else:
         message = "beside what serves: 150 of 200 rows agree, 0 errors"
-        assert then == Failed(SLOT, "b", f"shadow_{verdict}", message)
+        assert then == Failed(SLOT, "b", f"shadow_{verdict}", message, [Trial("int8")])
 
 
 def test_a_shadow_that_disagrees_ends_the_assignment_and_changes_nothing() -> None:

@@ -280,6 +280,13 @@ def test_what_was_measured_of_every_variant_is_reported() -> None:
     assert bench.state.ended[-1].report.trials == [bad, good]
 
 
+def test_what_was_measured_is_reported_of_a_candidate_that_failed_beside_the_other() -> None:
+    bench = bench_at(Doing.STAGING)
+    bench.take(Failed(SLOT, "b", "shadow_disagrees", "no", [Trial("int8", run_us=9.0)]))
+    report = bench.state.ended[-1].report
+    assert (report.code, report.trials) == ("shadow_disagrees", [Trial("int8", run_us=9.0)])
+
+
 def test_a_better_variant_than_the_first_may_be_staged() -> None:
     bench = bench_at(Doing.STAGING)
     bench.take(Staged(SLOT, "b", "fp32"))
