@@ -59,9 +59,9 @@ class Database:
         except sqlite3.DatabaseError as error:
             if hasattr(self, "_db"):
                 self._db.close()
-            code = "format" if error.sqlite_errorcode & 0xFF in _DAMAGED else "busy"
-            text = f"cannot use {file}: {error}; move it away and restart"
-            raise FormatError(text, code) from None
+            raise _fault(
+                error, f"cannot use {file}: {error}; check the disk, or move it away and restart"
+            ) from None
 
     def close(self) -> None:
         """Give the file back."""
@@ -79,12 +79,12 @@ class Database:
         """Return the machine's state as last saved.
 
         Raises:
-            FormatError: damaged.
+            FormatError: damaged; code ``busy`` where that is not known.
         """
         try:
             row = self._db.execute("SELECT state FROM machine").fetchone()
         except sqlite3.DatabaseError as error:
-            raise FormatError(f"cannot read {self._file}: {error}") from None
+            raise _fault(error, f"cannot read {self._file}: {error}") from None
         return None if row is None else from_msgpack(row[0], State, limit=MAX_STATE_BYTES)
 
     def put(self, name: str, value: object) -> None:
@@ -142,6 +142,12 @@ class Database:
             )
         if version == 0:
             self._db.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
+
+
+def _fault(error: sqlite3.DatabaseError, text: str) -> FormatError:
+    """Tell damage from a disk that is full, slow or gone for the moment."""
+    damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return FormatError(text, "format" if damaged else "busy")
 
 
 def read_state(file: Path) -> State | None:

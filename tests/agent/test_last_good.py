@@ -9,6 +9,7 @@ import pytest
 from agent.config import Layout
 from agent.device_state import serving
 from agent.last_good import LastGood, open_database
+from agent.state import Database, _fault
 from skerry.errors import ConflictError, FormatError
 from skerry.wire import Policy
 from tests.fakes.assignments import SLOT, Bench, desired, digest, fresh, want, way
@@ -147,6 +148,25 @@ def test_a_full_disk_leaves_the_older_file(layout: Layout, monkeypatch: pytest.M
     assert net.read() == fresh()
     net.keep(bench.state)
     assert net.read() != fresh()
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_is_no_damage(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(layout, running())
+
+    def unreadable(_: Database) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise _fault(error, "cannot read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "load", unreadable)
+        with pytest.raises(FormatError) as caught:
+            open_database(layout)
+    assert caught.value.code == "busy"
+    assert not layout.database.with_name("state.db.damaged").exists()
+    open_database(layout).close()
 
 
 def test_a_database_that_is_merely_busy_or_newer_is_left_alone(layout: Layout) -> None:
