@@ -1,6 +1,8 @@
 """The smoke run: a child process that says whether a release may be activated."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -121,3 +123,24 @@ def test_a_variant_that_the_manifest_lacks_is_refused(release: Release) -> None:
     slot = release.slot
     result = smoke(Path(slot.model_file), Path(slot.manifest_file), release.golden_file, "int8-npu")
     assert (result.code, "int8-npu" in result.message) == ("load_failed", True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "agent.smoke", "--model", "m", "--manifest", "m", "--golden", "g", "--variant", "v"],
+        ["-m", "agent.patch_child", "a", "b", "c", "sha256:" + "0" * 64, "1", "1"],
+    ],
+)
+def test_what_an_update_tries_leaves_the_processor_to_what_serves(command: list[str]) -> None:
+    """A hook that runs at the child's end says how nice it was."""
+    hook = (
+        "import atexit, os, runpy, sys; sys.argv = sys.argv[1:];"
+        "atexit.register(lambda: print('nice', os.nice(0), file=sys.stderr));"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hook, *command[1:]],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == f"nice {min(19, os.nice(0) + 10)}"
