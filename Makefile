@@ -7,6 +7,7 @@
 #   make fuzz   ARGS="--inputs 20000"        a million damaged inputs for each parser, and a table
 #   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
 #   make bench-compile ARGS="--only digits_cnn"   the compiler on real models, beside other tools; writes the results
+#   make deb    ARGS="--out dist"            a Debian package of the agent, wheels inside
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.
 
@@ -17,7 +18,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust bench-compile lock clean
+.PHONY: help venv demo test check check-wheel deb mutants fuzz bench-trust bench-compile lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -60,6 +61,11 @@ check-lock:
 # Each tools/draw_*.py and tools/generate_*.py writes one document; with --check it only says whether the one in the tree is current.
 check-docs:
 	@for tool in $(wildcard tools/draw_*.py tools/generate_*.py); do $(BIN)/python "$$tool" --check || exit 1; done
+
+# A package for Debian, with every wheel inside; packaging/try_deb installs, upgrades and purges it.
+deb:
+	@"$(PYTHON)" -m venv --clear build/deb-venv
+	@build/deb-venv/bin/python packaging/make_deb.py $(ARGS)
 
 check-wheel: venv
 	@$(BIN)/python tools/check_wheel.py

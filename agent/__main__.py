@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="one JSON object")
     status.set_defaults(run=_status)
 
+    doctor = commands.add_parser("doctor", help="look for what is wrong, and say what to do")
+    doctor.add_argument("--config", type=Path, help="settings in TOML")
+    doctor.add_argument("--json", action="store_true", help="one JSON array")
+    doctor.set_defaults(run=_doctor)
+
     approve = commands.add_parser("approve", help="let an update that waits be activated")
     approve.add_argument("slot", nargs="*", help="all that have one under way, if none is named")
     approve.add_argument(
@@ -93,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
-    for command in (enrol, run, status, approve, defer):
+    for command in (enrol, run, status, doctor, approve, defer):
         command.add_argument(
             "--state", type=Path, required=True, metavar="DIR", help="this device's directory"
         )
@@ -135,6 +140,16 @@ def _status(arguments: argparse.Namespace) -> int:
     text = json.dumps(found, sort_keys=True) if arguments.json else describe(found)
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from agent.doctor import examine, tell
+    from skerry.canonical import to_json
+
+    findings = examine(Layout(arguments.state), load_config(arguments.config))
+    text = to_json(findings).decode() if arguments.json else tell(findings)
+    sys.stdout.write(text + "\n")
+    return 1 if any(finding.state == "bad" for finding in findings) else 0
 
 
 def _approve(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from agent.control import Control
 from agent.identity import load_identity
 from agent.last_good import open_database
 from agent.listen import listen, listen_unix
+from agent.notify import notify, watchdog_s
 from agent.status import read_status, take_lock
 from skerry.errors import ConflictError, SkerryError
 
@@ -34,14 +35,24 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
     if lock is None:
         raise ConflictError(f"an agent runs on {layout.root} already; stop it first")
     stop = asyncio.Event()
+
+    def end() -> None:
+        notify("STOPPING=1")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     listeners = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
     database = open_database(layout)
     try:
         control = Control(layout, config, identity, database, listeners)
         print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
-        await control.run(stop)
+        notify("READY=1", f"STATUS=serves at {control.http}")
+        alive = asyncio.create_task(_say_alive(), name="watchdog")
+        try:
+            await control.run(stop)
+        finally:
+            alive.cancel()
     finally:
         database.close()
         for listener in listeners:
@@ -49,6 +60,14 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
         if config.http_socket:
             Path(config.http_socket).unlink(missing_ok=True)
         os.close(lock)
+
+
+async def _say_alive() -> None:
+    """Tell the service manager that this loop goes round; where it does not, it is started anew."""
+    pause_s = watchdog_s()
+    while pause_s is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)
 
 
 async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> list[socket.socket]:
