@@ -19,6 +19,7 @@ from compiler.runtime import open_session, run_samples
 from skerry.bundle import Bundle
 from skerry.errors import UsageError
 from skerry.explain import Attribution, Predict, occlusion, shapley
+from skerry.explain_text import explain_text, parts_of
 from skerry.manifest import Manifest
 from skerry.reading import NO_CLASS, read_predictions
 
@@ -52,17 +53,24 @@ def explain(
 ) -> None:
     """Explain BUNDLE's answer to INPUT, by its answers alone.
 
-    INPUT is data as a recipe names it, such as rows.npz. Rows of features get a share of the
-    answer each (sampled Shapley values); images, sounds and sequences a map of what the answer
-    loses where a patch is hidden.
+    INPUT is data as a recipe names it, such as rows.npz. Rows of features, and the words of a
+    text, get a share of the answer each (sampled Shapley values); images, sounds and sequences a
+    map of what the answer loses where a patch is hidden.
     """
     content = load_bundle(bundle)
     arrays = dict(read_data(given, Path(), "INPUT").arrays)
     ports, name, samples = _samples(content, arrays)
     if not 0 <= sample < len(samples):
         raise UsageError(f"expected a sample of 0 to {len(samples) - 1}, got {sample}")
-    predict, told, answer_of = _explained(content, ports, name, samples[sample], wanted)
-    if samples.ndim == 2:
+    given_one = samples[sample : sample + 1].reshape(samples.shape[1:])  # a text as an array too
+    predict, told, answer_of = _explained(content, ports, name, given_one, wanted)
+    words: list[str] = []
+    if samples.dtype.kind == "O":
+        if samples.ndim > 1:
+            raise UsageError(f"explain takes one text a sample, {name!r} has {samples.shape[1:]}")
+        words = parts_of(given_one.item())
+        found = explain_text(predict, given_one.item(), rng=np.random.default_rng(0))
+    elif samples.ndim == 2:
         others = samples if background is None else _other(background, ports, name)
         found = shapley(
             predict, samples[sample], others[:MAX_BACKGROUND], rng=np.random.default_rng(0)
@@ -73,15 +81,15 @@ def explain(
         fill = float(samples.mean()) if samples.dtype.kind == "f" else 0.0
         found = occlusion(predict, samples[sample], patch=steps, fill=fill)
     if out is not None:
-        write_file(out, heat_page(told, found, samples[sample]).encode())
+        write_file(out, heat_page(told, found, given_one, words).encode())
     if as_json:
         facts = {
             "explains": told, "class": answer_of, "answer": found.answer, "usual": found.usual,
             "shape": list(found.values.shape), "values": found.values.ravel().tolist(),
         }  # fmt: skip
-        click.echo(msgspec.json.encode(facts))
+        click.echo(msgspec.json.encode(facts | ({"words": words} if words else {})))
         return
-    _show(told, found)
+    _show(told, found, words)
     if out is not None:
         click.echo(out)
 
@@ -92,11 +100,6 @@ def _samples(content: Bundle, arrays: dict[str, NDArray[Any]]) -> tuple[Ports, s
         names = ", ".join(port.name for port in ports.fed)
         raise UsageError(f"explain takes models of one input so far, this one has {names}")
     name = ports.fed[0].name
-    if ports.fed[0].dtype.kind == "O":
-        raise UsageError(
-            f"explain takes models of numbers so far, input {name!r} takes texts; explain the "
-            "model without its tokenizer"
-        )
     if name not in arrays and len(arrays) == 1:
         arrays = {name: next(iter(arrays.values()))}
     return ports, name, ports.fit(arrays, "INPUT")[name]
@@ -138,14 +141,15 @@ def _explained(
     return lambda rows: answers(rows)[:, position], told, position
 
 
-def _show(told: str, found: Attribution) -> None:
+def _show(told: str, found: Attribution, words: list[str]) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(escape(f"{told}: {found.answer:.4f}, usually {found.usual:.4f}"))
     if found.values.ndim == 1:
-        table = Table("place", "adds")
+        table = Table("word" if words else "place", "adds")
         order = np.argsort(-np.abs(found.values), kind="stable")[:20]
         for place in order.tolist():
-            table.add_row(str(place), f"{found.values[place]:+.4f}")
+            name = escape(words[place][:60]) if words else str(place)
+            table.add_row(name, f"{found.values[place]:+.4f}")
         console.print(table)
         return
     largest = float(np.abs(found.values).max()) or 1.0

@@ -1,5 +1,6 @@
 """A page that shows an attribution: bars for features, squares over an image."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
 
@@ -20,15 +21,18 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 """
 
 
-def heat_page(told: str, found: Attribution, sample: NDArray[Any]) -> str:
+def heat_page(
+    told: str, found: Attribution, sample: NDArray[Any], words: Sequence[str] = ()
+) -> str:
     """Return an HTML page that needs nothing else.
 
     Args:
         told: what is explained, in words.
         found: the attribution.
         sample: the input.
+        words: of a text; what the values are of.
     """
-    body = _bars(found.values) if found.values.ndim == 1 else _maps(found.values, sample)
+    body = _bars(found.values, words) if found.values.ndim == 1 else _maps(found.values, sample)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Why</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(told)}</h1>"
@@ -37,15 +41,15 @@ def heat_page(told: str, found: Attribution, sample: NDArray[Any]) -> str:
     )
 
 
-def _bars(values: NDArray[np.float64]) -> str:
-    largest = float(np.abs(values).max()) or 1.0
+def _bars(values: NDArray[np.float64], words: Sequence[str]) -> str:
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
     order = np.argsort(-np.abs(values), kind="stable")[:30].tolist()
     rows = []
     for line, place in enumerate(order):
         length = 250 * abs(float(values[place])) / largest
         x = 350 if values[place] >= 0 else 350 - length
         rows.append(
-            f'<text x="0" y="{20 * line + 15}">{place}</text>'
+            f'<text x="0" y="{20 * line + 15}">{escape(words[place][:14]) if words else place}</text>'
             f'<rect x="{x:.1f}" y="{20 * line + 4}" width="{length:.1f}" height="14" '
             f'fill="{_colour(float(values[place]) / largest)}"/>'
             f'<text x="620" y="{20 * line + 15}">{values[place]:+.4f}</text>'

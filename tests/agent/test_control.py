@@ -15,11 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tuf.api.metadata import Metadata, Root
 
 from agent.__main__ import main
 from agent.state import read_state
+from compiler.build import build
+from compiler.recipe import read_recipe
 from fleet.roles import sign
 from skerry.custom import MESSAGE_KEYS_FIELD, message_keys_field
 from skerry.errors import SkerryError
@@ -31,6 +34,7 @@ from skerry.trust import Floor
 from skerry.wire import Policy, Probation
 from tests.fakes.central import Central
 from tests.fakes.serving import images
+from tests.fakes.texts import write_text_recipe
 from tests.fakes.trusted import PHRASE
 
 DEVICE = "cam-1"
@@ -248,6 +252,23 @@ async def test_a_release_that_disagrees_with_its_golden_set_changes_nothing(
     with Client(agent.url) as client:
         answer = await asyncio.to_thread(client.predict, "reader", {"image": images(1)})
     assert answer.model_version == "1.0.0"
+
+
+async def test_a_release_with_a_tokenizer_goes_all_the_way(
+    central: Central, agent: Agent, tmp_path: Path
+) -> None:
+    path = write_text_recipe(tmp_path / "recipe")
+    path.write_text(path.read_text().replace('name = "mood"', 'name = "reader"'))
+    made = await asyncio.to_thread(build, read_recipe(path), now=datetime.now(UTC))
+    release = central.publish_built(made)
+    await central.until(lambda: central.hellos)
+    central.desire(DEVICE, release, "a-1", Probation(min_answered=0, min_seconds=0.0))
+    await central.until(lambda: central.state("a-1") in ("committed", "failed", "incompatible"))
+    assert central.state("a-1") == "committed", central.reports["a-1"]
+    texts = np.array(["the world was SUNNY!", "it is awful."])
+    with Client(agent.url) as client:
+        answer = await asyncio.to_thread(client.predict, "reader", {"text": texts})
+    assert answer.outputs["probabilities"].argmax(axis=1).tolist() == [1, 0]
 
 
 async def test_a_release_that_needs_what_the_device_lacks_is_incompatible(

@@ -27,6 +27,7 @@ from compiler.texts import put_tokenizers, read_tokenizer
 from skerry.bundle import read_bundle
 from skerry.canonical import sha256, to_json
 from skerry.errors import GateError, NotFoundError, RefusedError, SkerryError, UsageError
+from skerry.explain_text import parts_of
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, EXTENSIONS, check_outline
 from tests.compiler.conftest import NOW
 from tests.fakes.pieces import Pairs, Unigram, bpe_json, sentencepiece_model
@@ -297,12 +298,28 @@ def test_a_first_recipe_names_the_tokenizer(tmp_path: Path) -> None:
     assert msgspec.convert(said, Preprocess).kind == "tokenizer"
 
 
-def test_explain_says_that_it_takes_no_texts(made: Built, tmp_path: Path) -> None:
+def test_explain_tells_what_each_word_adds(made: Built, tmp_path: Path) -> None:
     (tmp_path / "b.skerry").write_bytes(made.bundle)
-    np.savez(tmp_path / "x.npz", text=np.array(REAL))
-    done = CliRunner().invoke(explain, [str(tmp_path / "b.skerry"), str(tmp_path / "x.npz")])
-    assert done.exit_code == 2
-    assert "input 'text' takes texts" in done.output
+    np.savez(tmp_path / "x.npz", text=np.array(["it was Awful the world", "", "fine"]))
+    given = [str(tmp_path / "b.skerry"), str(tmp_path / "x.npz")]
+    page = tmp_path / "why.html"
+    done = CliRunner().invoke(explain, [*given, "--json", "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["words"] == ["it", "was", "Awful", "the", "world"]
+    assert int(np.argmax(facts["values"])) == 2
+    # exact but for dynamic int8, where the texts of one call change each other a little
+    assert sum(facts["values"]) == pytest.approx(facts["answer"] - facts["usual"], abs=0.02)
+    assert "Awful" in page.read_text()
+    for sample in ("1", "2"):
+        assert CliRunner().invoke(explain, [*given, "--sample", sample]).exit_code == 0
+
+
+def test_many_words_are_explained_some_together() -> None:
+    parts = parts_of("word " * 1000)
+    assert len(parts) <= 48
+    assert " ".join(parts).split() == ["word"] * 1000
+    assert parts_of(" \n ") == []
 
 
 def test_a_manifest_without_needs_keeps_its_bytes(built: Built) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp.test_utils import TestServer
 
 from agent.mqtt import BrokerAddress, Link, LinkConfig
+from compiler.build import Built
 from fleet.access import AskedAccess
 from fleet.broker import Broker, broker_settings
 from fleet.broker_config import FLEET_USER, device_rights
@@ -161,6 +162,10 @@ class Central:
         manifest = msgspec.structs.replace(release.manifest, golden=reference)
         (self.folder / version / "manifest").write_bytes(to_json(manifest))
         return self._publish(version)
+
+    def publish_built(self, made: Built) -> CatalogTarget:
+        """Publish what the compiler built."""
+        return self.trusted.publish(made.bundle, now=datetime.now(UTC)).target
 
     def publish_needing(self, version: str, *needs: str) -> CatalogTarget:
         """Publish a release whose manifest requires something of a device."""
