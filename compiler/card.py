@@ -62,9 +62,14 @@ def make_card(
 
 
 def _needs(recipe: Recipe) -> str:
-    if not tokenizers_of(recipe.preprocess):
+    steps = tokenizers_of(recipe.preprocess)
+    if not steps:
         return ""
-    return f"Texts are split by a tokenizer in the model: devices need `{REQUIREMENT}`."
+    told = f"Texts are split by a tokenizer in the model: devices need `{REQUIREMENT}`."
+    differs = sorted({name for wanted in steps.values() for name in wanted.differs})
+    return (
+        f"{told} It may split otherwise than training: {', '.join(differs)}." if differs else told
+    )
 
 
 def _front_matter(recipe: Recipe, evaluation: Evaluation) -> str:

@@ -39,6 +39,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     begin: list[str] | None = None  # tokenizer: words put before every text, and behind it
     end: list[str] | None = None
     padding: str | None = None  # the word that fills short texts
+    differs: list[str] = []  # tokenizer: odd texts on which it may, knowingly
     ids: str = "input_ids"  # tokenizer: the model's inputs
     mask: str = "attention_mask"
     types: str = "token_type_ids"

@@ -118,6 +118,11 @@ def put_tokenizers(
         done.append(
             f"input {name}: a tokenizer of {len(tokenizer.vocabulary)} words is a part of the "
             f"model; devices need {REQUIREMENT}"
+            + (
+                f"; it may differ from training's on {', '.join(wanted.differs)}"
+                if wanted.differs
+                else ""
+            )
         )
     return done
 

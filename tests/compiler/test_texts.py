@@ -351,6 +351,22 @@ def test_a_tokenizer_that_is_not_that_of_training_fails_the_build(
     assert "training gives" in str(caught.value)
 
 
+def test_a_difference_can_be_allowed_by_name_and_the_card_tells_it(tmp_path: Path) -> None:
+    path = write_text_recipe(tmp_path, training="lower=True, forget=('[SEP]',)")
+    with pytest.raises(GateError, match="on names of special words"):
+        build(read_recipe(path), now=NOW)
+    allowed = ["names of special words", "the special word [SEP]"]
+    path.write_text(path.read_text() + f"differs = {json.dumps(allowed)}\n")
+    made = build(read_recipe(path), now=NOW)
+    (tmp_path / "b.tar").write_bytes(made.bundle)
+    with (tmp_path / "b.tar").open("rb") as file:
+        card = read_bundle(file).blobs[made.manifest.card.digest].decode()
+    assert f"It may split otherwise than training: {', '.join(allowed)}." in card
+    path.write_text(path.read_text().replace("names of special", "names of spatial"))
+    with pytest.raises(UsageError, match="expected names of odd texts, got 'names of spatial"):
+        build(read_recipe(path), now=NOW)
+
+
 def test_the_command_says_the_text_and_both_answers(tmp_path: Path) -> None:
     path = write_text_recipe(tmp_path, more="strip_accents = false\n")
     root = Path(__file__).parents[2]

@@ -44,6 +44,7 @@ class Bert:
         strip: whether combining marks are taken off.
         most: words of a row.
         full: whether rows are filled up to `most`.
+        forget: special words that it takes apart like others.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Bert:
         strip: bool = True,
         most: int = 16,
         full: bool = False,
+        forget: Sequence[str] = (),
     ) -> None:
         self.vocabulary, self.lower, self.strip = vocabulary, lower, strip
         self.most, self.full = most, full
+        self.special = [word for word in SPECIAL if word not in forget]
 
     def __call__(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         rows = [self.row(text) for text in texts]
@@ -71,7 +74,7 @@ class Bert:
 
     def parts(self, text: str) -> list[str]:
         """Special words as they are, and whatever is between them as words."""
-        for word in SPECIAL:
+        for word in self.special:
             before, found, behind = text.partition(word)
             if found:
                 return [*self.parts(before), word, *self.parts(behind)]
@@ -99,7 +102,7 @@ class Bert:
         return [word for word in isolated.split(" ") if word]
 
     def pieces(self, word: str) -> list[str]:
-        if word in SPECIAL:
+        if word in self.special:
             return [word]
         found: list[str] = []
         at = 0
