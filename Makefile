@@ -8,6 +8,7 @@
 #   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
 #   make bench-compile ARGS="--only digits_cnn"   the compiler on real models, beside other tools; writes the results
 #   make deb    ARGS="--out dist"            a Debian package of the agent, wheels inside
+#   make bench-agent ARGS="--rounds 9"       what the agent costs beside other servers; writes the results
 #   make lock                                write requirements/*.txt anew (needs `uv`)
 # PYTHON=python3.12 picks the interpreter; ARGS is passed on.
 
@@ -18,7 +19,8 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel deb mutants fuzz bench-trust bench-compile lock clean
+.PHONY: help venv demo test check check-wheel deb mutants fuzz bench-trust bench-compile bench-agent lock clean
+.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust bench-compile bench-agent lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -85,6 +87,11 @@ ZOO_ENV ?= /tmp/zoo-env
 bench-compile: venv
 	@"$(PYTHON)" benchmarks/zoo/make.py --venv "$(ZOO_ENV)" --out "$(ZOO)" --missing
 	@$(BIN)/python benchmarks/compile.py --zoo "$(ZOO)" $(ARGS)
+
+# Each server in an environment of its own, under PEERS.
+PEERS ?= /tmp/agent-peers
+bench-agent: venv
+	@$(BIN)/python benchmarks/agent_cost.py --envs "$(PEERS)" $(ARGS)
 
 lock:
 	@"$(PYTHON)" tools/lock.py

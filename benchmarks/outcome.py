@@ -11,8 +11,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 
 
-def write(name: str, found: dict[str, object]) -> None:
-    """Print a result, and keep it as results/<name>.json."""
+def write(name: str, found: dict[str, object], *, quiet: bool = False) -> None:
+    """Keep a result as results/<name>.json, and print it unless told otherwise."""
     whole = {
         "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
         "commit": _commit(),
@@ -27,7 +27,8 @@ def write(name: str, found: dict[str, object]) -> None:
     text = json.dumps(whole, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    if not quiet:
+        print(text)
 
 
 def _cpu() -> str:
