@@ -184,7 +184,8 @@ def _machine(layout: Layout, _: AgentConfig) -> Parts:
     yield Finding("hardware", "ok", words)
     if inventory.onnxruntime:
         providers = ", ".join(inventory.providers)
-        yield Finding("onnxruntime", "ok", f"{inventory.onnxruntime} ({providers})")
+        more = f", extensions {inventory.extensions}" if inventory.extensions else ""
+        yield Finding("onnxruntime", "ok", f"{inventory.onnxruntime} ({providers}){more}")
     else:
         yield Finding("onnxruntime", "bad", "is not installed", "pip install onnxruntime")
     left = _available_mb()

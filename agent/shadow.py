@@ -17,11 +17,10 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from agent.rows import Row
 from agent.runtime import Model, read_manifest
@@ -31,7 +30,7 @@ from skerry.counting import count_numeric
 from skerry.errors import SkerryError
 from skerry.reading import NO_CLASS
 from skerry.sketch import Column, NumericCounts, NumericSpec, merge
-from skerry.tensors import from_raw
+from skerry.tensors import as_text, from_raw
 from skerry.trials import SHADOW_EDGES, Shadow, ShadowReport
 
 __all__ = ["Judge", "main"]
@@ -209,7 +208,7 @@ def _try(model: Model, sample: Sample, judge: Judge, plan: Shadow) -> float:
     judge.skipped(sample.skipped)
     spent = time.process_time()
     try:
-        tensors = {t.name: _tensor(t.datatype, t.shape, t.data) for t in sample.inputs}
+        tensors = {t.name: as_text(from_raw(t.data, t.datatype, t.shape)) for t in sample.inputs}
         began = time.perf_counter()
         outputs = model.run(tensors)
         judge.took((time.perf_counter() - began) * 1e6)
@@ -217,15 +216,6 @@ def _try(model: Model, sample: Sample, judge: Judge, plan: Shadow) -> float:
     except Exception:  # whatever a model may do: it is the model's error
         judge.failed()
     return (time.process_time() - spent) * (1.0 / plan.max_cpu - 1.0)
-
-
-def _tensor(datatype: str, shape: list[int], data: bytes) -> NDArray[Any]:
-    tensor = from_raw(data, datatype, shape)
-    if datatype != "BYTES":
-        return tensor
-    text = np.empty(tensor.shape, dtype=object)
-    text.ravel()[:] = [element.decode() for element in tensor.ravel().tolist()]
-    return text
 
 
 def _read(peer: socket.socket) -> Sample | None:
