@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
@@ -82,6 +83,8 @@ class Inference:
         self._observer = observer
         self._before_look_up = before_look_up
         self._max_wait_s = max_wait_s
+        self._own_ids = secrets.token_hex(8)  # what names requests that have no name, and a number
+        self._numbers = count()
         self.runners: Final = [
             Runner(
                 served.model.run, served.model.pace, self._done_with(served), call, workers=workers
@@ -162,7 +165,7 @@ class Inference:
             self._observer.error(served.ctx, time.time())
             raise HttpError(500, f"the model failed: {str(error)[:300]}") from None
         asked = job.asked
-        id = asked.id or secrets.token_hex(8)
+        id = asked.id or f"{self._own_ids}{next(self._numbers):x}"
         slot = served.slot
         answer = oip.Answer(
             slot.model, slot.model_version, id, {"bundle": slot.bundle, "variant": slot.variant}

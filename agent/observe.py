@@ -9,6 +9,7 @@ the same counts from the records alone (`agent.recover`).
 
 import math
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -55,7 +56,8 @@ class RecentIds:
 
     def __init__(self, capacity: int) -> None:
         self.capacity: Final = capacity
-        self._ids: dict[str, None] = {}
+        self._ids: set[str] = set()
+        self._order: deque[str] = deque()  # a dict alone is slow to find its oldest key
 
     def __contains__(self, id: str) -> bool:
         return id in self._ids
@@ -65,9 +67,12 @@ class RecentIds:
 
     def add(self, id: str) -> None:
         """Remember an id; the oldest goes where there is no room."""
-        self._ids[id] = None
-        if len(self._ids) > self.capacity:
-            del self._ids[next(iter(self._ids))]
+        if id in self._ids:
+            return
+        self._ids.add(id)
+        self._order.append(id)
+        if len(self._order) > self.capacity:
+            self._ids.discard(self._order.popleft())
 
 
 class WindowRows:
