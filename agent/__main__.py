@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ __all__ = ["main"]
 
 INTERRUPTED = 130
 FROM_STDIN = "-"
+STATE_VARIABLE = "SKERRY_STATE"
 DEFAULT_URL = "http://127.0.0.1:8450"
 MAX_BATCH = 4096
 WATCH_S = 0.5
@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one JSON array")
     doctor.set_defaults(run=_doctor)
 
+    rollback = commands.add_parser("rollback", help="take a slot back to what it ran before")
+    rollback.add_argument("slot", help="as `status` names it")
+    rollback.set_defaults(run=_rollback)
+
+    logs = commands.add_parser("logs", help="show the newest lines of the agent's log")
+    logs.add_argument("--lines", type=int, default=50, help="at most 10000 (default %(default)s)")
+    logs.add_argument("--level", default="debug", help="of at least debug, info, warning or error")
+    logs.add_argument("--json", action="store_true", help="one JSON object a line")
+    logs.set_defaults(run=_logs)
+
     approve = commands.add_parser("approve", help="let an update that waits be activated")
     approve.add_argument("slot", nargs="*", help="all that have one under way, if none is named")
     approve.add_argument(
@@ -98,10 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
-    for command in (enrol, run, status, doctor, approve, defer):
+    state = os.environ.get(STATE_VARIABLE)
+    for command in (enrol, run, status, doctor, rollback, logs, approve, defer):
         command.add_argument(
-            "--state", type=Path, required=True, metavar="DIR", help="this device's directory"
-        )
+            "--state", type=Path, required=not state, default=state and Path(state), metavar="DIR",
+            help=f"this device's directory; else {STATE_VARIABLE} of the environment",
+        )  # fmt: skip
     return parser
 
 
@@ -121,15 +133,13 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from agent.logs import begin_logs
     from agent.run import run_agent
 
     config = load_config(arguments.config, http_port=arguments.port)
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    asyncio.run(run_agent(Layout(arguments.state), config))
+    layout = Layout(arguments.state)
+    begin_logs(layout.logs, config.log_level, journal="JOURNAL_STREAM" in os.environ)
+    asyncio.run(run_agent(layout, config))
     return 0
 
 
@@ -150,6 +160,29 @@ def _doctor(arguments: argparse.Namespace) -> int:
     text = to_json(findings).decode() if arguments.json else tell(findings)
     sys.stdout.write(text + "\n")
     return 1 if any(finding.state == "bad" for finding in findings) else 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from agent.identity import load_identity
+    from agent.state import read_state
+    from agent.taking_back import wish_for
+    from agent.wishes import ask
+
+    layout = Layout(arguments.state)
+    load_identity(layout.identity)
+    wish, line = wish_for(read_state(layout.database), arguments.slot, "somebody at the device")
+    ask(layout.taken_back, wish)
+    _say(f"{line}, within seconds of a running agent; the fleet is told")
+    return 0
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from agent.logs import render, tail
+
+    for entry in tail(Layout(arguments.state).logs, arguments.lines, arguments.level):
+        text = json.dumps(entry, sort_keys=True) if arguments.json else render(entry)
+        sys.stdout.write(text + "\n")
+    return 0
 
 
 def _approve(arguments: argparse.Namespace) -> int:

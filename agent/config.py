@@ -60,6 +60,8 @@ class AgentConfig:
     update_windows: str = ""  # when a release may be activated; empty: at any time
     time_zone: str = ""  # of the windows, such as Europe/Berlin; empty: the system's
     log_level: str = "info"
+    remote_config: bool = True  # the fleet may set what `agent.orders` lists
+    remote_logs: bool = True  # the fleet may read the newest lines of the log, redacted
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= MAX_PORT:
@@ -146,6 +148,16 @@ class Layout:
     def measured(self) -> Path:
         """What variants did here; losing it costs measuring again."""
         return self.root / "measured.json"
+
+    @property
+    def taken_back(self) -> Path:
+        """The wish that slots go back to what they ran before."""
+        return self.root / "taken-back.json"
+
+    @property
+    def logs(self) -> Path:
+        """What was logged, in lines of JSON."""
+        return self.root / "log" / "agent.jsonl"
 
     @property
     def lock(self) -> Path:

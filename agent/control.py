@@ -46,6 +46,7 @@ from agent.identity import Identity
 from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory
 from agent.mqtt import Link, LinkConfig, parse_broker_url
+from agent.orders import Orders, with_remote
 from agent.outbox import Outbox
 from agent.permission import Permission
 from agent.renewal import Keeper
@@ -60,10 +61,11 @@ from agent.trials import Trials
 from agent.trust import Trust
 from agent.update import Machine, accepts_version
 from agent.uplink import Uplink
+from agent.wishes import take_wishes
 from skerry import topics
 from skerry.canonical import to_json
 from skerry.profile import hw_class
-from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, Result, policy_fault, signed_by
+from skerry.wire import Ack, Cmd, Desired, Health, Policy, Reported, policy_fault, signed_by
 
 __all__ = ["Control"]
 
@@ -98,6 +100,7 @@ class Control:
         self.http: Final = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         rng = self._rng = random.Random()
         record = identity.record
+        config = with_remote(config, database)
         self._layout, self._config, self._identity = layout, config, identity
         self._database = database
         self._device, self._fleet = record.device_id, record.fleet_id
@@ -154,6 +157,10 @@ class Control:
             renewed=lambda: self._link.reconnect("the certificate was renewed"),
             connected=lambda: self._link.connected,
         )  # fmt: skip
+        self._orders = Orders(
+            layout, database, config=config, report=self._report, apply=lambda config: setattr(self, "_config", config),
+            state=lambda: self._machine.state, take_back=self._handle,
+        )  # fmt: skip
         self._started = time.monotonic()
         self._health_due = self._started + config.health_s
 
@@ -206,6 +213,8 @@ class Control:
             self._handle(ClockJumped(jump))
         if any(slot.work for slot in state.slots.values()):
             self._handle(Ticked())
+        for wish in take_wishes(self._layout.taken_back):
+            self._handle(wish)
         self._trust.raise_time()
         if self._link.connected:
             if state.reported_version > state.acked_version:
@@ -271,14 +280,7 @@ class Control:
     def _take_command(self, command: Cmd) -> None:
         if not self._database.begin_command(command.id):
             return  # its result is said again until the fleet has it
-        match command.verb:
-            case "ping":
-                result = Result(command.id, ok=True, output="pong")
-            case "report":
-                self._report()
-                result = Result(command.id, ok=True)
-            case verb:
-                result = Result(command.id, ok=False, output=f"unknown verb {verb[:40]!r}")
+        result = self._orders.run(command)
         self._database.end_command(result)
         self._uplink.result(result)
 

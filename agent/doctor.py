@@ -115,12 +115,14 @@ def _agent(layout: Layout, _: AgentConfig) -> Parts:
         return
     yield Finding("agent", "ok", f"running, pid {found['control_pid']}")
     if not found["connected"]:
-        yield Finding("broker", "bad", "not connected", "see `reach` below, and the agent's log")
+        yield Finding(
+            "broker", "bad", "not connected", "see `reach` below, and `skerry-agent logs`"
+        )
     if found["slots"] and found["serve_pid"] is None:
-        yield Finding("serving", "bad", "no process serves", "see the agent's log")
+        yield Finding("serving", "bad", "no process serves", "see `skerry-agent logs`")
     if found["serve_restarts"]:
         words = f"the serving process ended by itself {found['serve_restarts']} times"
-        yield Finding("serving", "warning", words, "see the agent's log for the reason")
+        yield Finding("serving", "warning", words, "see `skerry-agent logs` for the reason")
     if found["stale"]:
         words = (
             f"no fresh metadata of {' and '.join(found['stale'])} ({found['trust_code'] or 'none'})"

@@ -42,6 +42,7 @@ __all__ = [
     "Stage",
     "Staged",
     "Steadied",
+    "TakenBack",
     "Ticked",
     "Unfit",
     "Verified",
@@ -120,6 +121,14 @@ class ClockJumped(msgspec.Struct, frozen=True, tag=True):
 
 class Steadied(msgspec.Struct, frozen=True, tag=True):
     """What is committed has served for a good while without a crash."""
+
+
+class TakenBack(msgspec.Struct, frozen=True, tag=True):
+    """A slot shall go back to what it ran before, if it still runs this bundle."""
+
+    slot: str
+    bundle: str
+    by: str  # who wants it, for people
 
 
 class Noted(msgspec.Struct, frozen=True, tag=True):
@@ -253,6 +262,7 @@ Event = (
     | Restarted
     | ClockJumped
     | Steadied
+    | TakenBack
     | Noted
     | Verified
     | Rejected

@@ -1,5 +1,6 @@
 """What this device is: read from the system, without loading anything heavy."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -10,7 +11,7 @@ from typing import Final
 from skerry.io.extensions import extensions_library, extensions_version
 from skerry.profile import Inventory
 
-__all__ = ["agent_version", "isa_flags", "os_boot_id", "take_inventory"]
+__all__ = ["agent_version", "isa_flags", "os_boot_id", "take_inventory", "vital_signs"]
 
 # vector extensions that decide how int8 is computed, by the kernel's names for them
 FLAGS: Final = {
@@ -54,6 +55,28 @@ def take_inventory(state: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> Invent
     )
 
 
+def vital_signs(state: Path, thermal: Path = Path("/sys/class/thermal")) -> dict[str, float]:
+    """Return what changes: free disk and memory in MiB, load, the hottest sensor in degrees Celsius.
+
+    What the machine does not tell is left out.
+
+    Args:
+        state: a directory on the disk whose free space counts.
+        thermal: the kernel's sensors.
+    """
+    found: dict[str, float] = {"disk_free_mb": _disk_free_mb(state)}
+    meminfo = Path("/proc/meminfo")
+    available = _field(meminfo.read_text(), "MemAvailable") if meminfo.is_file() else ""
+    if available:
+        found["memory_free_mb"] = int(available.split()[0]) >> 10
+    with contextlib.suppress(OSError):
+        found["load_1min"] = round(os.getloadavg()[0], 2)
+    heat = [degrees for file in thermal.glob("thermal_zone*/temp") if (degrees := _degrees(file))]
+    if heat:
+        found["temperature_c"] = max(heat)
+    return found
+
+
 def agent_version() -> str:
     """Return the version of this program."""
     try:
@@ -80,6 +103,13 @@ def _runtime() -> tuple[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "", ""
+
+
+def _degrees(file: Path) -> float | None:
+    try:
+        return round(int(file.read_text()) / 1000.0, 1)
+    except (OSError, ValueError):  # a sensor that sleeps
+        return None
 
 
 def _disk_free_mb(state: Path) -> int:

@@ -25,6 +25,7 @@ to an installer, whose outcomes come back as events. The rules, in order:
     part of the deadline. What this slot ran before does not wait.
 10. A candidate under which serve, or the whole agent, ends too often returns. A committed release
     that does not start gives way to the one before, then to the last known to be good.
+11. People at the device, and the fleet by a command, may take a slot back to what it ran before.
 
     verifying -> downloading -> staging (-> waiting) -> activating -> probation -> (committed)
         |             |            |          |             |             |
@@ -53,9 +54,11 @@ from agent.facts import (
     ServeCrashed,
     ServeUnable,
     Steadied,
+    TakenBack,
     Ticked,
 )
 from agent.nets import on_everywhere
+from agent.taking_back import on_taken_back
 from agent.turn import Turn
 from agent.way import HANDLERS
 from skerry.states import AssignmentState
@@ -146,6 +149,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[EffectItem
             turn.verified(metadata, keys, until)
         case Ticked() | ServeCrashed() | ServeUnable() | Restarted() | ClockJumped() | Steadied():
             on_everywhere(turn, event)
+        case TakenBack():
+            on_taken_back(turn, event)
         case _:
             slot = state.slots.get(event.slot)
             if slot and slot.work and slot.work.want.assignment_id == event.assignment_id:
