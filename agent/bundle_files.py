@@ -45,11 +45,8 @@ class BundleFiles:
         ca_file: of the fleet's authorities, for https.
         device_file: this device's key and certificate, for https.
         inventory: of this device.
-    <<<<<<< HEAD
         cache_dir: where models lie prepacked.
-    =======
         spool: the outbox on the same disk, whose quota no release takes; None for none.
-    >>>>>>> 868826f (wip)
     """
 
     def __init__(
