@@ -1,7 +1,7 @@
 """Tokenizers before a model: texts go in, numbers of words reach the model's own inputs.
 
-The files that training has are read: `vocab.txt`, a `tokenizer.json` of BERT's WordPiece or of
-byte-level BPE, or a SentencePiece `*.model`. `compiler.wordpiece` and operators of
+The files that training has are read: `vocab.txt`, a `tokenizer.json` of BERT's WordPiece, of
+byte-level BPE or of Unigram, or a SentencePiece `*.model`. `compiler.wordpiece` and operators of
 onnxruntime-extensions split texts; `compiler.ragged` lays them out. A device needs that library,
 so the manifest says it.
 """
@@ -20,6 +20,7 @@ from compiler.nodes import Nodes
 from compiler.pieces import read_pieces
 from compiler.ragged import Frame, lay_out
 from compiler.steps import Preprocess
+from compiler.unigram import unigram_model
 from compiler.wordpiece import CUSTOM, TABLES, WordPiece, split_texts
 from skerry.canonical import sha256
 from skerry.errors import NotFoundError, UsageError
@@ -147,11 +148,6 @@ def read_tokenizer(name: str, steps: Preprocess, folder: Path) -> Tokenizer:
     if path.suffix == ".model":
         vocabulary = read_pieces(data, f"{where}: {path.name}")
         found = Tokenizer(vocabulary, data, (), (), (), "<pad>")
-        if steps.lower_case is not None or steps.strip_accents is not None:
-            raise UsageError(
-                f"{where}: a SentencePiece model has rules of its own for letters; leave out "
-                "lower_case and strip_accents"
-            )
     elif path.suffix == ".json":
         try:
             found = _of_json(data, steps, f"{where}: {path.name}")
@@ -162,6 +158,12 @@ def read_tokenizer(name: str, steps: Preprocess, folder: Path) -> Tokenizer:
             ) from None
     else:
         found = _of_list(path, data, steps, where)
+    ruled = (steps.lower_case, steps.strip_accents) != (None, None)
+    if ruled and not isinstance(found.split, WordPiece):
+        raise UsageError(
+            f"{where}: {path.name} has rules of its own for letters; leave out lower_case and "
+            "strip_accents"
+        )
     tokenizer = Tokenizer(
         found.vocabulary,
         found.split,
@@ -219,7 +221,13 @@ def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
     said = _json(data, where)
     model, normalizer = said.get("model") or {}, said.get("normalizer") or {}
     if model.get("type") == "BPE":
-        return _bpe(said, steps, where)
+        return _bpe(said, where)
+    if model.get("type") == "Unigram":
+        vocabulary, data = unigram_model(said, where)
+        special = tuple(word["content"] for word in said.get("added_tokens") or [])
+        return Tokenizer(
+            vocabulary, data, special, *_around(said.get("post_processor") or {}), "<pad>"
+        )
     kinds = [
         model.get("type"),
         normalizer.get("type"),
@@ -228,8 +236,8 @@ def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
     if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"] or not normalizer["clean_text"]:
         raise UsageError(
             f"{where}: expected BERT's tokenizer (WordPiece, BertNormalizer with clean_text, "
-            "BertPreTokenizer) or byte-level BPE, got "
-            f"{', '.join(map(str, kinds))}; for a SentencePiece tokenizer name its *.model"
+            "BertPreTokenizer), byte-level BPE or Unigram, got "
+            f"{', '.join(map(str, kinds))}; for another SentencePiece tokenizer name its *.model"
         )
     lower = normalizer["lowercase"] if steps.lower_case is None else steps.lower_case
     strip = normalizer["strip_accents"] if steps.strip_accents is None else steps.strip_accents
@@ -250,16 +258,15 @@ def _of_json(data: bytes, steps: Preprocess, where: str) -> Tokenizer:
     return Tokenizer(vocabulary, words, tuple(added), begin, end, padding)
 
 
-def _bpe(said: Mapping[str, Any], steps: Preprocess, where: str) -> Tokenizer:
+def _bpe(said: Mapping[str, Any], where: str) -> Tokenizer:
     """Return GPT-2's tokenizer from a `tokenizer.json`: pairs of bytes, merged by rank."""
     model, before = said["model"], said.get("pre_tokenizer") or {}
     plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
     plain = plain and before.get("use_regex", True) and not said.get("normalizer")
-    given = (steps.lower_case, steps.strip_accents) != (None, None)
-    if not plain or model.get("byte_fallback") or model.get("ignore_merges") or given:
+    if not plain or model.get("byte_fallback") or model.get("ignore_merges"):
         raise UsageError(
-            f"{where}: expected byte-level BPE as of GPT-2: no normalizer, lower_case or "
-            "strip_accents, ByteLevel before it, without a space put first; this one is another"
+            f"{where}: expected byte-level BPE as of GPT-2: no normalizer, ByteLevel before it, "
+            "without a space put first; this one is another"
         )
     added = {word["content"]: word["id"] for word in said.get("added_tokens") or []}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -30,7 +30,7 @@ from skerry.errors import GateError, NotFoundError, RefusedError, SkerryError, U
 from skerry.explain_text import parts_of
 from skerry.onnx_outline import DEVICE, DEVICE_TEXTS, EXTENSIONS, check_outline
 from tests.compiler.conftest import NOW
-from tests.fakes.pieces import Pairs, Unigram, bpe_json, sentencepiece_model
+from tests.fakes.pieces import Pairs, Unigram, bpe_json, sentencepiece_model, unigram_json
 from tests.fakes.texts import (
     Bert,
     sentiment,
@@ -106,6 +106,29 @@ def test_pieces_of_a_unigram_model_are_those_of_training(folder: Path) -> None:
     ]
 
 
+def test_a_json_of_unigram_says_the_same_as_its_model(folder: Path) -> None:
+    (folder / "words.json").write_text(unigram_json(), encoding="utf-8")
+    reference = Unigram()
+    texts = ["the fine fines", "", "  two   spaces ", "finest, unknown \u6f22\u6f22!", "\u2581a"]
+    assert (tokens(folder, of(file="words.json"), texts)["input_ids"] == reference(texts)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "NFKC"}}, "with a Precompiled normalizer, got NFKC"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "with WhitespaceSplit and Metaspace, got Meta"),
+        ({"pre_tokenizer": None}, "with WhitespaceSplit and Metaspace, got none"),
+    ],
+)
+def test_another_kind_of_unigram_is_told(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    (folder / "words.json").write_text(unigram_json(**changes), encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        tokens(folder, of(file="words.json"), REAL)
+
+
 def test_pairs_of_bytes_are_merged_as_in_training(folder: Path) -> None:
     (folder / "bpe.json").write_text(bpe_json(), encoding="utf-8")
     steps, reference = of(file="bpe.json"), Pairs()
@@ -137,7 +160,7 @@ def test_another_kind_of_pairs_is_told(folder: Path, changes: dict[str, object])
 def broken_json() -> list[str]:
     """Files of JSON that are nearly a tokenizer."""
     found = []
-    for text in (tokenizer_json(), bpe_json()):
+    for text in (tokenizer_json(), bpe_json(), unigram_json()):
         said = json.loads(text)
         for path in (
             "model.vocab",
@@ -149,7 +172,7 @@ def broken_json() -> list[str]:
             for value in (None, 5, [], "x", [5], {"type": 3}):
                 other = json.loads(text)
                 *way, last = path.split(".")
-                inner = other.setdefault(way[0], {}) if way else other
+                inner = (other.get(way[0]) or other.setdefault(way[0] + "!", {})) if way else other
                 inner[last] = value
                 found.append(json.dumps(other))
         found.append(json.dumps({**said, "post_processor": {"single": [{"SpecialToken": {}}]}}))
@@ -355,7 +378,7 @@ def test_a_difference_can_be_allowed_by_name_and_the_card_tells_it(tmp_path: Pat
     path = write_text_recipe(tmp_path, training="lower=True, forget=('[SEP]',)")
     with pytest.raises(GateError, match="on names of special words"):
         build(read_recipe(path), now=NOW)
-    allowed = ["names of special words", "the special word [SEP]"]
+    allowed = ["names of special words"]
     path.write_text(path.read_text() + f"differs = {json.dumps(allowed)}\n")
     made = build(read_recipe(path), now=NOW)
     (tmp_path / "b.tar").write_bytes(made.bundle)
@@ -390,6 +413,12 @@ FAULTS: list[tuple[str, str, type[SkerryError], str]] = [
     ('file = "vocab.txt"', 'file = "bad.model"', UsageError, "expected a SentencePiece model"),
     ('file = "vocab.txt"', 'file = "bpe.json"', UsageError, "expected byte-level BPE"),
     ('file = "vocab.txt"', 'file = "other.json"', UsageError, "expected BERT's tokenizer"),
+    (
+        'file = "vocab.txt"',
+        'file = "words.json"\nlower_case = true',
+        UsageError,
+        "rules of its own",
+    ),
     ('file = "vocab.txt"', 'file = "vocab.txt"\nbegin = ["<s>"]', UsageError, "the word '<s>'"),
     ("max_length = 16", "max_length = 2", UsageError, "no word of a text has room in 2 words"),
     ("max_length = 16", "max_length = 0", UsageError, "at least 1, got 0"),
@@ -408,7 +437,8 @@ def test_what_is_wrong_is_said_in_one_line(
     path = write_text_recipe(tmp_path)
     (tmp_path / "bad.model").write_bytes(b"\x0a\xff")
     (tmp_path / "bpe.json").write_text(json.dumps({"model": {"type": "BPE"}}))
-    (tmp_path / "other.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
+    (tmp_path / "other.json").write_text(json.dumps({"model": {"type": "WordLevel"}}))
+    (tmp_path / "words.json").write_text(unigram_json(), encoding="utf-8")
     with (tmp_path / "training.py").open("a") as file:
         file.write("def fails(texts):\n    raise KeyError('k')\n")
         file.write("def words(texts):\n    return [t.split() for t in texts]\n")

@@ -137,6 +137,19 @@ def sentencepiece_model() -> bytes:
     return b"".join(parts)
 
 
+def unigram_json(**changes: object) -> str:
+    """The same as a `tokenizer.json`."""
+    special = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    spaces = [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "prepend_scheme": "always"}]
+    return json.dumps({
+        "added_tokens": [{"id": n, "content": w} for n, w in enumerate(PIECES[:4])],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": spaces},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {}}, special]},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": list(SCORES.items())}, **changes,
+    })  # fmt: skip
+
+
 class Unigram:
     """A unigram tokenizer: the likeliest way to cut a text into pieces.
 
