@@ -32,7 +32,7 @@ QUANTIZED: Final = frozenset({
     "QuantizeLinear",
 })  # fmt: skip
 MICROSOFT: Final = "com.microsoft"
-# onnxruntime-extensions has some eighty operators, network calls among them: these split texts
+# of onnxruntime-extensions, which has many more: what splits texts
 TEXTS: Final = frozenset({
     "GPT2Tokenizer", "SentencepieceTokenizer", "StringJoin", "StringLower", "StringRegexReplace",
     "StringRegexSplitWithOffsets", "WordpieceTokenizer",

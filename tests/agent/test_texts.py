@@ -259,7 +259,7 @@ def foreign(domain: str, operator: str = "Twist") -> bytes:
         ("acme.magic", "Twist", []),
         ("acme.magic", "Twist", ["onnxruntime-extensions>=0.14"]),
         ("ai.onnx.contrib", "StringLower", []),  # listed, and not declared
-        ("ai.onnx.contrib", "AzureTextToText", ["onnxruntime-extensions>=0.14"]),
+        ("ai.onnx.contrib", "BlingFireSentenceBreaker", ["onnxruntime-extensions>=0.14"]),
         ("com.microsoft.extensions", "DecodeImage", ["onnxruntime-extensions>=0.14"]),
     ],
 )

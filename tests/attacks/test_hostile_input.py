@@ -170,7 +170,7 @@ def test_row_38_operators_for_texts_are_listed_and_only_where_the_manifest_says_
     model.graph.node.append(helper.make_node("StringLower", ["a"], ["b"], domain=EXTENSIONS))
     check_outline(model.SerializeToString(), DEVICE_TEXTS)
     assert refusal(lambda: check_outline(model.SerializeToString(), DEVICE)) == "foreign_domain"
-    model.graph.node[-1].op_type = "AzureTextToText"
+    model.graph.node[-1].op_type = "BlingFireSentenceBreaker"
     data = model.SerializeToString()
     assert refusal(lambda: check_outline(data, DEVICE_TEXTS)) == "foreign_domain"
 
