@@ -157,7 +157,7 @@ class Layout:
     @property
     def logs(self) -> Path:
         """What was logged, in lines of JSON."""
-        return self.root / "log" / "agent.jsonl"
+        return self.root / "logs" / "agent.jsonl"
 
     @property
     def lock(self) -> Path:

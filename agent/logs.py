@@ -137,7 +137,7 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
     for path in (file.with_name(file.name + OLDER), file):
         try:
             data = path.read_bytes()[-2 * MAX_FILE_BYTES :]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         for line in data.splitlines():
             try:

@@ -1,4 +1,4 @@
-"""What operators ask of a running fleet: models, rollout, devices, drift, alerts, policy."""
+"""What operators ask of a running fleet: models, rollout, drift, alerts, policy (`fleet.cli_devices`: devices)."""
 
 import time
 from datetime import datetime
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from fleet.cli_devices import devices
 from fleet.client import quoted
 from fleet.command import (
     PATH,
@@ -214,97 +215,6 @@ def _at_rest(found: Any) -> bool:
     state = RolloutState(found["state"])
     waiting = {RolloutState.PAUSED, RolloutState.AWAITING_APPROVAL, RolloutState.DRAFT}
     return state in waiting or state in ROLLOUT_ENDS
-
-
-# --- devices -----------------------------------------------------------------------------
-
-
-@click.group(cls=Group)
-def devices() -> None:
-    """Enrol and show devices."""
-
-
-@devices.command("list")
-@remote
-def devices_list(url: str, token_file: Path | None, as_json: bool) -> None:
-    """List the devices."""
-    items = client(url, token_file).get("/devices")["items"]
-    show_list(
-        items,
-        as_json,
-        ("device", "state", "tags", "runs", "seen", "outbox", "why"),
-        lambda d: (
-            d["device_id"], _presence(d),
-            ", ".join(f"{k}={v}" for k, v in d["tags"].items()),
-            ", ".join(f"{s['model']} {s['model_version']} ({s['variant']})"
-                      for s in d["slots"].values()),
-            when(d["last_seen"]), str(d["outbox_records"]), d["state_reason"],
-        ),
-    )  # fmt: skip
-
-
-@devices.command("show")
-@click.argument("device_id")
-@remote
-def devices_show(device_id: str, url: str, token_file: Path | None, as_json: bool) -> None:
-    """Show one device."""
-    found = client(url, token_file).get(f"/devices/{quoted(device_id)}")
-    if as_json:
-        print_json(found)
-        return
-    print_table(("", ""), [(name, plain(value, name)) for name, value in found.items()])
-
-
-@devices.command("preauthorize")
-@click.argument("device_id")
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; may be repeated.")
-@click.option("--again", is_flag=True, help="Also if the device has enrolled before.")
-@remote
-def devices_preauthorize(
-    device_id: str,
-    tags: tuple[str, ...],
-    again: bool,
-    url: str,
-    token_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Allow a new device to enrol, and print its one-time token."""
-    pairs = dict(_pair(tag) for tag in tags)
-    body = {"device_id": device_id, "tags": pairs, "again": again}
-    made = client(url, token_file).post("/devices/preauthorize", body)
-    if as_json:
-        print_json(made)
-        return
-    click.echo(made["token"])
-    click.echo("shown once, good for 24 hours and this device only; on the device:", err=True)
-    click.echo("  skerry-agent enroll --state DIR --token TOKEN", err=True)
-
-
-def _move(name: str, state: str, words: str) -> None:
-    @devices.command(name, help=words)
-    @click.argument("device_id")
-    @remote
-    def act(device_id: str, url: str, token_file: Path | None, as_json: bool) -> None:
-        done = client(url, token_file).post(f"/devices/{quoted(device_id)}/{state}")
-        print_json(done) if as_json else click.echo(done["state"])
-
-
-_move("accept", "accepted", "Take in a device that waits, or that was rejected.")
-_move("reject", "rejected", "Shut out a device: the fleet takes nothing from it.")
-_move("decommission", "decommissioned", "Retire a device for good.")
-
-
-def _presence(device: Any) -> str:
-    silent = device["state"] == "accepted" and not device["connected"]
-    words = [device["state"], "silent" if silent else "", device["trust"]]
-    return ", ".join(word for word in words if word)
-
-
-def _pair(tag: str) -> tuple[str, str]:
-    name, found, value = tag.partition("=")
-    if not found:
-        raise UsageError(f"expected a tag as key=value, got {tag!r}")
-    return name, value
 
 
 # --- drift, alerts, policy ---------------------------------------------------------------

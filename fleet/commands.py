@@ -45,6 +45,9 @@ __all__ = ["Commands", "DeviceToken"]
 log = logging.getLogger(__name__)
 
 CMD_VALID: Final = timedelta(minutes=5)
+MAX_ARGS: Final = 16
+MAX_WORD: Final = 64  # characters of a verb, or of an argument's name
+MAX_VALUE: Final = 1024
 
 
 class DeviceToken(msgspec.Struct, frozen=True):
@@ -252,8 +255,14 @@ class Commands:
 
     def command(self, device: str, verb: str, args: Mapping[str, str], actor: str) -> str:
         """Send a command to a device, to be run at most once; return its id."""
-        if not verb.isidentifier():
-            raise UsageError(f"expected a verb such as restart_serve, got {verb[:40]!r}")
+        if not (verb.isascii() and verb.isidentifier() and len(verb) <= MAX_WORD):
+            raise UsageError(f"expected a verb such as inventory, got {verb[:40]!r}")
+        if len(args) > MAX_ARGS or any(
+            len(key) > MAX_WORD or len(value) > MAX_VALUE for key, value in args.items()
+        ):
+            raise UsageError(
+                f"expected at most {MAX_ARGS} arguments of {MAX_VALUE} characters each"
+            )
         now = self._clock()
         command_id = f"c-{secrets.token_hex(8)}"
         expires = (now + CMD_VALID).timestamp()

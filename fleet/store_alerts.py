@@ -13,7 +13,7 @@ from skerry.canonical import from_json, to_json
 from skerry.errors import ConflictError, NotFoundError
 from skerry.wire import Policy
 
-__all__ = ["Alert", "AlertStore", "AuditEntry", "NewAlert"]
+__all__ = ["Alert", "AlertStore", "AuditEntry", "CommandRow", "NewAlert"]
 
 FIRST_POLICY: Final = Policy(version=1)
 LIVE: Final = ("open", "acknowledged")
@@ -54,6 +54,20 @@ class AuditEntry(msgspec.Struct, frozen=True):
     action: str
     subject: str
     detail: dict[str, Any]
+
+
+class CommandRow(msgspec.Struct, frozen=True):
+    """A command to a device; `ok` is None until the device has answered. Times in Unix seconds."""
+
+    command_id: str
+    device: str
+    verb: str
+    args: dict[str, str]
+    created_at: float
+    expires_at: float
+    finished_at: float | None
+    ok: bool | None
+    output: str
 
 
 class AlertStore:
@@ -203,6 +217,25 @@ class AlertStore:
                     args=to_json(dict(args)).decode(), created_at=now, expires_at=expires_at,
                 )
             )  # fmt: skip
+
+    def command(self, device: str, command_id: str) -> CommandRow:
+        """Return a command that was sent, and what came of it.
+
+        Raises:
+            NotFoundError: no such command to this device.
+        """
+        query = select(commands).where(
+            commands.c.command == command_id, commands.c.device == device
+        )
+        with self._db.read() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotFoundError(f"expected a command to {device}, got {command_id[:64]!r}")
+        return CommandRow(
+            row.command, row.device, row.verb, from_json(row.args.encode(), dict[str, str]),
+            row.created_at, row.expires_at, row.finished_at,
+            None if row.ok is None else bool(row.ok), row.output or "",
+        )  # fmt: skip
 
 
 def _alert(row: Row[Any]) -> Alert:

@@ -38,7 +38,7 @@ COMMANDS: Final = {
     "rollout": Entry(
         "fleet.cli_operate:rollout", "fleet", "Create, watch, pause and undo rollouts."
     ),
-    "devices": Entry("fleet.cli_operate:devices", "fleet", "Enrol and show devices."),
+    "devices": Entry("fleet.cli_devices:devices", "fleet", "Enrol and show devices."),
     "drift": Entry("fleet.cli_operate:drift", "fleet", "Show what drifted, where, by how much."),
     "alerts": Entry("fleet.cli_operate:alerts", "fleet", "Show and acknowledge alerts."),
     "policy": Entry("fleet.cli_operate:policy", "fleet", "Show or set what devices record."),

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from fleet.api import views
 from fleet.plan import Plan
+from fleet.store_alerts import CommandRow
 from skerry.wire import Policy
 
 __all__ = ["document"]
@@ -23,6 +24,8 @@ ANSWERS: Final[dict[tuple[str, str], type]] = {
     ("GET", "/policy"): Policy,
     ("PUT", "/policy"): Policy,
     ("POST", "/devices/{device}/{state}"): views.DeviceView,
+    ("POST", "/devices/{device}/commands"): CommandRow,
+    ("GET", "/devices/{device}/commands/{command}"): CommandRow,
     ("POST", "/alerts/{alert}/acknowledge"): views.AlertView,
 }
 BODIES: Final[dict[tuple[str, str], type]] = {

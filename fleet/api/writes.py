@@ -35,6 +35,11 @@ OPERATORS: Final = [action for action in Action if action is not Action.SUBMIT]
 routes = web.RouteTableDef()
 
 
+class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    verb: str
+    args: dict[str, str] = {}
+
+
 class _Preauthorize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_id: str
     tags: dict[str, str] = {}
@@ -100,6 +105,24 @@ async def move_device(request: web.Request) -> web.Response:
     device, state = request.match_info["device"], DeviceState(request.match_info["state"])
     await _command(request, Commands.move_device, device, state)
     return answer((await in_thread(request.app[QUERIES].devices, time.time(), device))[0])
+
+
+@routes.post("/api/v1/devices/{device}/commands")
+async def command(request: web.Request) -> web.Response:
+    """Ask something of a device, to be done at most once; its answer comes later."""
+    wanted, device = await _body(request, _Order), request.match_info["device"]
+    await in_thread(request.app[QUERIES].devices, time.time(), device)  # known at all
+    command_id = await _command(request, Commands.command, device, wanted.verb, wanted.args)
+    store = request.app[BACKEND].store.alerts
+    return answer(await in_thread(store.command, device, command_id), 202)
+
+
+@routes.get("/api/v1/devices/{device}/commands/{command}")
+async def command_result(request: web.Request) -> web.Response:
+    """Show a command, and what came of it."""
+    store = request.app[BACKEND].store.alerts
+    device, command_id = request.match_info["device"], request.match_info["command"]
+    return answer(await in_thread(store.command, device, command_id))
 
 
 @routes.get("/api/v1/policy")

@@ -32,7 +32,7 @@ from skerry.errors import (
 from skerry.manifest import ReadingKind
 from skerry.tensors import DTYPES, datatype_of, from_raw, to_raw
 
-__all__ = ["Answer", "Client", "ModelInfo", "Port", "Reading"]
+__all__ = ["Answer", "Client", "ModelInfo", "Parameters", "Port", "Reading"]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 1 << 30

@@ -38,11 +38,13 @@ from skerry.wire import (
     Ack,
     AssignmentReport,
     Batch,
+    Cmd,
     Desired,
     Hello,
     Policy,
     Probation,
     Reported,
+    Result,
     SlotDesired,
     open_up,
     peek_up,
@@ -92,6 +94,7 @@ class Central:
         self.hellos: list[Hello] = []
         self.reported: Reported | None = None
         self.reports: dict[str, AssignmentReport] = {}
+        self.results: dict[str, Result] = {}
         self.records: dict[tuple[str, int], Item] = {}
         self.upto: dict[str, int] = {}
         self._versions = 0
@@ -210,6 +213,13 @@ class Central:
         )
         self.link.publish(topics.policy(FLEET), data, retain=True)
 
+    def command(self, device: str, command: Cmd) -> None:
+        """Ask something of a device; the answer comes into `results`."""
+        data = seal_down(
+            self._signer, dev=device, type="cmd", body=command, id=command.id, exp=time.time() + 60
+        )
+        self.link.publish(topics.down(FLEET, device, "cmd"), data)
+
     # --- what it has heard ----------------------------------------------------------------
 
     @property
@@ -245,6 +255,8 @@ class Central:
             case Reported():
                 self.reported = body
                 self.reports |= {report.assignment_id: report for report in body.assignments}
+            case Result():
+                self.results[body.id] = body
             case Batch():
                 self._store(up.boot, body)
         ack = Ack(

@@ -347,3 +347,36 @@ def test_a_server_that_speaks_no_http_is_unreachable() -> None:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with pytest.raises(UnreachableError, match="does not answer"):
             FleetClient(url, TOKEN).get("/devices")
+
+
+# --- commands to devices -----------------------------------------------------------------
+
+
+def test_a_command_waits_for_the_answer_of_the_device(
+    operator: Operator, backend: FakeBackend
+) -> None:
+    def answer() -> None:
+        for ok, output in ((True, "pong"), (False, "unknown verb 'dance'")):
+            while True:
+                with backend.store.database.write() as connection:
+                    query = schema.commands.update().where(schema.commands.c.ok.is_(None))
+                    done = connection.execute(
+                        query.values(ok=int(ok), output=output, finished_at=1.0)
+                    )
+                if done.rowcount:
+                    break
+                time.sleep(0.02)
+
+    device = threading.Thread(target=answer)
+    device.start()
+    assert operator.run("devices", "command", "harbour-01", "ping").stdout == "pong\n"
+    assert "unknown verb" in operator.fails(4, "devices", "command", "harbour-01", "dance", "to=x")
+    device.join()
+
+
+def test_a_device_that_does_not_answer_in_time_is_told(operator: Operator) -> None:
+    words = ("devices", "command", "harbour-01", "logs", "lines=5", "--wait", "0")
+    assert "got none" in operator.fails(8, *words)
+    assert operator.fails(2, "devices", "command", "harbour-01", "logs", "lines")
+    assert operator.fails(2, "devices", "command", "harbour-01", "rm -rf")
+    assert operator.fails(3, "devices", "command", "nobody-01", "ping")
