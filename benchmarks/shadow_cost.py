@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from agent.serve_protocol import MirrorTo, serve_environment, shadow_command  # noqa: E402
 from benchmarks.outcome import write  # noqa: E402
-from benchmarks.serve_cost import cpu_us  # noqa: E402
+from benchmarks.serving.process import usage  # noqa: E402
 from skerry.canonical import to_json  # noqa: E402
 from skerry.io.client import Client  # noqa: E402
 from skerry.trials import Shadow  # noqa: E402
@@ -81,9 +81,10 @@ def main() -> None:
                 way = "beside" if number % 4 in (1, 2) else "alone"
                 serve.say(MirrorTo("reader-slot", str(root / "s") if way == "beside" else "", 1.0))
                 time.sleep(0.2)
-                before = cpu_us(shadow.pid)
+                before = usage([shadow.pid])
                 found[way].append(stretch(client, args.seconds, args.rate))
-                shadow_cpu += cpu_us(shadow.pid) - before if way == "beside" else 0.0
+                spent = usage([shadow.pid]).since(before)
+                shadow_cpu += spent if way == "beside" else 0.0
             serve.drain()
         shadow.kill()
         shadow.wait()
