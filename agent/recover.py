@@ -14,6 +14,7 @@ A process that still lives (the old one, during a swap) is followed: the ids tha
 records are known here before the next request is looked at.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from agent.segments import (
     boots,
     cut_tail,
     lock_boot,
+    read_header,
     read_marks,
     segments,
     settle,
@@ -185,8 +187,12 @@ class Recovery:
         settled = settled_upto(directory)
         dead = _Dead([])
         for path in segments(directory):
+            with contextlib.suppress(FormatError, NotFoundError):
+                # also where a power cut has left no record to read
+                header = read_header(path)
+                dead.last_seq, dead.os_boot = header.first_seq - 1, header.os_boot
             for header, seq, item in _entries(path):
-                dead.last_seq, dead.os_boot = seq, header.os_boot
+                dead.last_seq = seq
                 if seq <= settled:
                     continue
                 dead.entries.append((header, seq, item))
@@ -207,7 +213,7 @@ class Recovery:
 
     def _say_loss(self, boot: str, dead: _Dead) -> None:
         """Say what a power cut may have taken: numbers reserved and not readable."""
-        if not dead.last_seq or dead.os_boot == self._os_boot:
+        if dead.os_boot in ("", self._os_boot):
             return
         reserved = max((read_marks(p)[0] for p in segments(self._root / boot)), default=0)
         if reserved > dead.last_seq:

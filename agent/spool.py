@@ -4,6 +4,7 @@
 job that `take_sync` hands out, to be run on a thread.
 """
 
+import contextlib
 import mmap
 import os
 import time
@@ -78,11 +79,8 @@ class Spool:
         self._many_unsynced = many_unsynced
         self.boot: Final = header.boot
         self.directory: Final = root / header.boot
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = lock_boot(self.directory)
-        if lock is None:
-            raise ConflictError(f"another process writes {self.directory}; end it first")
-        self._lock = lock
+        self._lock = -1
+        self._make_directory()
         self.next_seq = 1
         self.unsynced = 0
         self.lost = 0  # records without room, not yet said in a `Loss`
@@ -95,9 +93,21 @@ class Spool:
         self._at = self._end = 0
         self._sealed: list[int] = []
         self._full_until = 0.0
-        self._new_names = True
+        self._new_names = False
         if self._roll(0):
             self.take_sync()()
+
+    def _make_directory(self) -> bool:
+        """Make and lock the boot's directory; a full disk may not even have room for that."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        lock = lock_boot(self.directory)
+        if lock is None:
+            raise ConflictError(f"another process writes {self.directory}; end it first")
+        self._lock = lock
+        return True
 
     def append(self, payload: bytes) -> int:
         """Write one record and return its seq, or `NO_ROOM`.
@@ -182,8 +192,10 @@ class Spool:
         if self.next_seq == 1:  # nothing was ever recorded
             for path in segments(self.directory):
                 path.unlink()
-            self.directory.rmdir()
-        os.close(self._lock)
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def _seal(self) -> None:
         if self._view is None:
@@ -199,6 +211,9 @@ class Spool:
         """Open the next segment; False where the disk or the quota has no room for it."""
         now = time.monotonic()
         if now < self._full_until:
+            return False
+        if self._lock < 0 and not self._make_directory():
+            self._full_until = now + FULL_RETRY_S
             return False
         header = to_msgpack(
             Header(
@@ -238,16 +253,20 @@ class Spool:
             return None
         path = self.directory / f"{self._number + 1:08d}.seg"
         part = path.with_suffix(".part")
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None  # not even for a name
         try:
             # real blocks: a write through a mapping that finds the disk full is a SIGBUS
             os.posix_fallocate(fd, 0, capacity)
+            os.pwrite(fd, start, 0)
+            part.rename(path)
         except OSError:
             os.close(fd)
-            part.unlink()
+            with contextlib.suppress(OSError):
+                part.unlink()
             return None
-        os.pwrite(fd, start, 0)
-        part.rename(path)
         self._number += 1
         self._new_names = True
         return fd

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from agent.durable import fsync_dir
 from agent.outbox import Outbox, may_forget
 from agent.segments import (
     DONE,
@@ -47,6 +48,7 @@ class _Segment:
     path: Path
     first: int
     last: int = 0  # last record read so far
+    named: bool = False  # durably
 
 
 @dataclass(slots=True)
@@ -102,6 +104,11 @@ class Spooler:
             if segment.last > boot.synced:
                 sync(segment.path)
                 boot.synced = segment.last
+            if not segment.named:
+                # its file's sync does not hold the rename: without the name, a power cut would
+                # take what the fleet has, and the windows in it would be counted once more
+                fsync_dir(boot.folder)
+                segment.named = True
             reader = self._seek(boot, segment, first)
             items = self._take(reader, segment.last, policy)
         except (NotFoundError, FormatError, OSError) as error:
