@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rate", type=float, default=100.0)
     args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error("expected at least two pairs: one has no spread")
     found: dict[str, list[list[float]]] = {"alone": [], "beside": []}
     shadow_cpu = 0.0
     with tempfile.TemporaryDirectory() as folder, listen() as listener:
