@@ -44,7 +44,7 @@ from agent.facts import (
 )
 from agent.identity import Identity
 from agent.installer import Installer
-from agent.inventory import os_boot_id, take_inventory
+from agent.inventory import os_boot_id, take_inventory, vital_signs
 from agent.mqtt import Link, LinkConfig, parse_broker_url
 from agent.orders import Orders, with_remote
 from agent.outbox import Outbox
@@ -319,7 +319,7 @@ class Control:
         self._uplink.reported(self._reported(), time.monotonic())
 
     def _reported(self) -> Reported:
-        return reported(self._machine.state, self._inventory)
+        return reported(self._machine.state, vital_signs(self._inventory, self._layout.root))
 
     def _health(self, now: float) -> Health:
         return Health(

@@ -1,12 +1,13 @@
 """What this device is: read from the system, without loading anything heavy."""
 
-import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from skerry.io.extensions import extensions_library, extensions_version
 from skerry.profile import Inventory
@@ -55,26 +56,26 @@ def take_inventory(state: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> Invent
     )
 
 
-def vital_signs(state: Path, thermal: Path = Path("/sys/class/thermal")) -> dict[str, float]:
-    """Return what changes: free disk and memory in MiB, load, the hottest sensor in degrees Celsius.
-
-    What the machine does not tell is left out.
+def vital_signs(
+    inventory: Inventory, state: Path, thermal: Path = Path("/sys/class/thermal")
+) -> Inventory:
+    """Return an inventory with what changes as it is now; what the machine does not tell stays out.
 
     Args:
+        inventory: what stays.
         state: a directory on the disk whose free space counts.
         thermal: the kernel's sensors.
     """
-    found: dict[str, float] = {"disk_free_mb": _disk_free_mb(state)}
     meminfo = Path("/proc/meminfo")
     available = _field(meminfo.read_text(), "MemAvailable") if meminfo.is_file() else ""
-    if available:
-        found["memory_free_mb"] = int(available.split()[0]) >> 10
-    with contextlib.suppress(OSError):
-        found["load_1min"] = round(os.getloadavg()[0], 2)
     heat = [degrees for file in thermal.glob("thermal_zone*/temp") if (degrees := _degrees(file))]
-    if heat:
-        found["temperature_c"] = max(heat)
-    return found
+    return msgspec.structs.replace(
+        inventory,
+        disk_free_mb=_disk_free_mb(state),
+        memory_free_mb=int(available.split()[0]) >> 10 if available else 0,
+        temperature_c=max(heat, default=None),
+        load_1min=round(os.getloadavg()[0], 2),
+    )
 
 
 def agent_version() -> str:

@@ -116,8 +116,8 @@ class Orders:
             case "logs":
                 return self._logs(args)
             case "inventory":
-                found = take_inventory(self._layout.root)
-                return to_text({**_plain(found), **vital_signs(self._layout.root)})
+                root = self._layout.root
+                return to_text(msgspec.to_builtins(vital_signs(take_inventory(root), root)))
             case "rollback":
                 _known(args, {"slot"})
                 wish, line = wish_for(self._state(), args.get("slot", ""), _FLEET)
@@ -155,11 +155,6 @@ class Orders:
 def to_text(values: Mapping[str, Any]) -> str:
     """Return plain values as one line of JSON."""
     return json.dumps(values, sort_keys=True)[:MAX_OUTPUT]
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(value)
-    return found
 
 
 def _known(args: Mapping[str, str], names: set[str]) -> None:

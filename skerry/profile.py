@@ -45,6 +45,9 @@ class Inventory(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_mb: int = 0
     disk_free_mb: int = 0
     extensions: str = ""  # version of onnxruntime-extensions
+    memory_free_mb: int = 0  # when it was reported, as the next two
+    temperature_c: float | None = None  # of the hottest sensor; None where there is none
+    load_1min: float = 0.0  # processes that run or want to
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
