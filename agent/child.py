@@ -73,25 +73,25 @@ class Child:
         Raises:
             StartFailed: it ended, said that it cannot, or took too long.
         """
-        fd, name = tempfile.mkstemp(prefix=CONFIG_PREFIX, suffix=".json", dir=folder)
-        with os.fdopen(fd, "wb") as file:
-            file.write(to_json(config))
+        file, held = _write(to_json(config), folder)
         ours, theirs = socket.socketpair()
         fds = [listener.fileno() for listener in listeners]
         try:
             process = await asyncio.create_subprocess_exec(
-                *serve_command(Path(name), listen_fds=fds, control_fd=theirs.fileno()),
-                pass_fds=(*fds, theirs.fileno()),
+                *serve_command(file, listen_fds=fds, control_fd=theirs.fileno()),
+                pass_fds=(*fds, theirs.fileno(), *held),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=serve_environment(os.environ),
                 start_new_session=True,  # Ctrl-C at a terminal is for control alone
             )
         except OSError as error:
             ours.close()
-            Path(name).unlink(missing_ok=True)
+            _remove(file)
             raise StartFailed(f"cannot start a serving process: {error}") from None
         finally:
             theirs.close()
+            for fd in held:
+                os.close(fd)
         ours.setblocking(False)
         child = cls(process, *await asyncio.open_unix_connection(sock=ours))
         try:
@@ -104,7 +104,7 @@ class Child:
             await child._kill()
             raise
         finally:
-            Path(name).unlink(missing_ok=True)
+            _remove(file)
         log.info("serving process %d is ready after %.0f ms", child.pid, ready.load_ms)
         return child
 
@@ -176,3 +176,30 @@ class Child:
         self._writer.close()
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen, even if nobody waits any more
+
+
+def _write(data: bytes, folder: Path) -> tuple[Path, list[int]]:
+    """Write a configuration to a file; on a full disk to memory, with what the child must inherit."""
+    try:
+        fd, name = tempfile.mkstemp(prefix=CONFIG_PREFIX, suffix=".json", dir=folder)
+    except OSError:
+        return _in_memory(data)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+    except OSError:
+        _remove(Path(name))
+        return _in_memory(data)
+    return Path(name), []
+
+
+def _in_memory(data: bytes) -> tuple[Path, list[int]]:
+    fd = os.memfd_create(CONFIG_PREFIX)
+    os.write(fd, data)
+    return Path(f"/dev/fd/{fd}"), [fd]
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):  # what is in memory goes by itself
+        if not file.is_relative_to("/dev/fd"):
+            file.unlink()

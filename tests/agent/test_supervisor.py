@@ -1,6 +1,7 @@
 """The supervisor: swaps without refusing anybody, restarts what crashes, gives up in order."""
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -94,6 +95,17 @@ async def test_a_swap_answers_every_connection(site: Site) -> None:
     stop.set()
     await asking
     assert "" not in answers
+
+
+async def test_a_full_disk_keeps_no_serving_process_from_starting(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> tuple[int, str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(agent.child.tempfile, "mkstemp", full)
+    await site.supervisor.ensure([slot("one")])
+    assert await site.ask() == "one"
 
 
 async def test_asking_twice_for_the_same_is_one_act(site: Site) -> None:

@@ -21,7 +21,8 @@ from typing import Any, Final
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tests.crash import calls, forks, power
+# threads of math libraries are off before they are imported
+from tests.crash import calls, clocks, forks, power, swaps
 
 Section = tuple[str, Callable[[Path, float, int], dict[str, Any]], Callable[[], str]]
 ROOT: Final = Path(__file__).parents[2]
@@ -52,6 +53,16 @@ SECTIONS: Final[dict[str, Section]] = {
         "disk full, 0 to 64 kB free",
         lambda folder, share, seed: power.disk_full(folder, max(1, round(1 / share)), seed),
         power.usable,
+    ),
+    "clocks": (
+        "clock at 1970, 2038, 2099 and jumping, with SIGKILLs by fork",
+        lambda folder, share, seed: clocks.clocks(folder, round(1_000 * share), seed),
+        _always,
+    ),
+    "swaps": (
+        "hot swaps of real serving processes under load",
+        lambda folder, share, seed: swaps.hot_swaps(folder, round(100 * share), seed),
+        _always,
     ),
 }
 

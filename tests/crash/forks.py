@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ def by_fork(
     *,
     kill: Callable[[int], None] = lambda pid: os.kill(pid, signal.SIGKILL),
     cuts_power: bool = False,
+    now: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
     """Let so many lives die; every fifty of them are one device, which then must come to rest.
 
@@ -32,6 +34,7 @@ def by_fork(
         seed: of instants and of what happens when.
         kill: ends a process, and whatever else goes with it.
         cuts_power: whether the machine starts anew after each death.
+        now: the devices' clock, Unix seconds.
     """
     rng = random.Random(seed)
     phases: Counter[str] = Counter()
@@ -41,14 +44,16 @@ def by_fork(
         counts["devices"] += 1
         root, ledger = folder / f"device-{counts['devices']}", Ledger()
         # first in peace, so that there is an old model
-        wrong += settle(root, ledger, last=1, seed=rng.randrange(1 << 30), os_boot="os-0")
-        whole = live(root, ledger, seed=rng.randrange(1 << 30), last=3, os_boot="os-0").seconds
+        wrong += settle(root, ledger, last=1, seed=rng.randrange(1 << 30), os_boot="os-0", now=now)
+        whole = live(
+            root, ledger, seed=rng.randrange(1 << 30), last=3, os_boot="os-0", now=now
+        ).seconds
         os_boot = "os-0"
         for _ in range(min(DEATHS_A_DEVICE, deaths - counts["deaths"])):
             instant = rng.uniform(0.0, 2.0 * whole)
             death = live(
                 root, ledger, seed=rng.randrange(1 << 30), kill_after_s=instant, kill=kill,
-                os_boot=os_boot,
+                os_boot=os_boot, now=now,
             )  # fmt: skip
             if not os.WIFSIGNALED(death.status):
                 wrong.append(f"a life ended by itself in {death.phase}: {ledger.broken[-1:]}")
@@ -58,7 +63,7 @@ def by_fork(
             if cuts_power:
                 os_boot = f"os-{counts['deaths']}"
         last = _reached(ledger) + 1
-        end = settle(root, ledger, last=last, seed=rng.randrange(1 << 30), os_boot=os_boot)
+        end = settle(root, ledger, last=last, seed=rng.randrange(1 << 30), os_boot=os_boot, now=now)
         wrong += [f"device {counts['devices']}: {text}" for text in end]
         counts.update(
             releases=last, answered=len(ledger.answered), records=len(ledger.stored),

@@ -1,5 +1,7 @@
 """A small part of `make crash`, and that it notices what is broken."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,14 +10,23 @@ from agent import slots
 from agent.recover import Recovery
 from agent.spool import Spool
 from tests.crash import calls, power
+from tests.crash.clocks import clocks
 from tests.crash.forks import by_fork
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
 SEED = 5
+SHM = Path("/dev/shm")
 
 
-def test_killed_lives_lose_nothing(tmp_path: Path) -> None:
-    found = by_fork(tmp_path, 60, SEED)
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder whose syncs cost nothing: a SIGKILL takes nothing from a disk."""
+    with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+def test_killed_lives_lose_nothing(memory: Path) -> None:
+    found = by_fork(memory, 60, SEED)
     assert found["deaths"] == 60
     assert found["answered"] > 100
     assert found["lost"] == 0
@@ -23,8 +34,8 @@ def test_killed_lives_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(calls.usable()), reason=calls.usable())
-def test_some_calls_fail_and_nothing_is_lost(tmp_path: Path) -> None:
-    found = calls.every_call(tmp_path, 90, SEED)
+def test_some_calls_fail_and_nothing_is_lost(memory: Path) -> None:
+    found = calls.every_call(memory, 90, SEED)
     assert found["killed"] > 3
     assert found["EIO"] > 3
     assert found["wrong"] == []
@@ -45,8 +56,12 @@ def test_a_full_disk_goes_on_answering(tmp_path: Path) -> None:
     assert found["wrong"] == []
 
 
+def test_no_year_is_too_early_or_too_late(memory: Path) -> None:
+    assert clocks(memory, 20, SEED)["wrong"] == []
+
+
 def test_an_answer_before_its_record_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = Spool.append
     monkeypatch.setattr(
@@ -54,20 +69,20 @@ def test_an_answer_before_its_record_is_noticed(
         "append",
         lambda self, data: self.next_seq if self.next_seq % 7 == 5 else append(self, data),
     )
-    assert any("lost" in text for text in by_fork(tmp_path, 20, SEED)["wrong"])
+    assert any("lost" in text for text in by_fork(memory, 20, SEED)["wrong"])
 
 
 def test_windows_that_nobody_rebuilds_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Recovery, "_take_over", lambda *_: 0)
-    assert by_fork(tmp_path, 20, SEED)["wrong"]
+    assert by_fork(memory, 20, SEED)["wrong"]
 
 
-def test_a_torn_model_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_model_is_noticed(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots.Slots, "check", lambda *_: None)
     monkeypatch.setattr("agent.download.Fetcher._digest", _believe)
-    found = by_fork(tmp_path, 60, SEED)
+    found = by_fork(memory, 30, SEED)
     assert any("nobody released" in text for text in found["wrong"])
 
 
