@@ -1,11 +1,10 @@
 """The agent's log: lines of JSON in the state directory, bounded, with secrets taken out.
 
-Two files of at most half the bound each; the older gives way. A disk that is full costs lines of
-the log and nothing else. The same lines go to standard error for people, or for the journal.
+Control and serve have two files each, of at most half a MiB; the older gives way. A disk that is
+full costs lines of the log and nothing else. The same lines go to standard error for people, or
+for the journal.
 """
 
-import collections
-import json
 import logging
 import os
 import re
@@ -15,9 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from skerry.errors import UsageError
 
-__all__ = ["LEVELS", "JsonFile", "begin_logs", "redacted", "render", "tail"]
+__all__ = ["LEVELS", "JsonFile", "begin_logs", "log_beside", "redacted", "render", "tail"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_FILE_BYTES: Final = 1 << 19
@@ -65,7 +66,7 @@ class JsonFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; where that cannot be done, go on without."""
         try:
-            line = (json.dumps(_entry(record), ensure_ascii=True) + "\n").encode()
+            line = msgspec.json.encode(_entry(record), order="sorted") + b"\n"
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._file.exists() and self._file.stat().st_size + len(line) > self._max:
                 self._file.replace(self._file.with_name(self._file.name + OLDER))
@@ -107,8 +108,15 @@ def begin_logs(file: Path, level: str, *, journal: bool) -> None:
     logging.basicConfig(level=level.upper(), handlers=[stream, JsonFile(file)])
 
 
+def log_beside(state: Path) -> None:
+    """Let what serve logs go to a file of its own too, in a state directory that has a log."""
+    folder = state / "logs"
+    if folder.is_dir():
+        logging.getLogger().addHandler(JsonFile(folder / "serve.jsonl"))
+
+
 def tail(file: Path, lines: int, level: str = "debug") -> list[dict[str, Any]]:
-    """Return the newest entries of at least a level, oldest first.
+    """Return the newest entries of at least a level, oldest first, of a log and those beside it.
 
     Raises:
         UsageError: not so many, or no such level.
@@ -119,12 +127,10 @@ def tail(file: Path, lines: int, level: str = "debug") -> list[dict[str, Any]]:
         raise UsageError(f"expected a level of {', '.join(LEVELS)}, got {level[:40]!r}")
     least = logging.getLevelNamesMapping()[level.upper()]
     names = logging.getLevelNamesMapping()
-    return list(
-        collections.deque(
-            (entry for entry in _entries(file) if names.get(entry["level"].upper(), 0) >= least),
-            maxlen=lines,
-        )
-    )
+    found = [
+        entry for entry in _entries(file.parent) if names.get(entry["level"].upper(), 0) >= least
+    ]
+    return sorted(found, key=lambda entry: entry["at"])[-lines:]
 
 
 def render(entry: dict[str, Any]) -> str:
@@ -133,16 +139,16 @@ def render(entry: dict[str, Any]) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} {entry['level']} {entry['name']}: {entry['text']}"
 
 
-def _entries(file: Path) -> Iterator[dict[str, Any]]:
-    for path in (file.with_name(file.name + OLDER), file):
+def _entries(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"*.jsonl{OLDER}")) + sorted(folder.glob("*.jsonl")):
         try:
             data = path.read_bytes()[-2 * MAX_FILE_BYTES :]
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:  # it gave way
             continue
         for line in data.splitlines():
             try:
-                entry = json.loads(line)
-            except ValueError:  # torn, or half of it
+                entry = msgspec.json.decode(line)
+            except (msgspec.DecodeError, ValueError, RecursionError):  # torn, or not ours
                 continue
             if isinstance(entry, dict) and _shaped(entry):
                 yield entry
@@ -161,5 +167,5 @@ def _entry(record: logging.LogRecord) -> dict[str, Any]:
         "at": round(record.created, 3),
         "level": record.levelname.lower(),
         "name": record.name,
-        "text": redacted(text)[:MAX_TEXT],
+        "text": redacted(text)[:MAX_TEXT].encode(errors="backslashreplace").decode(),
     }

@@ -48,7 +48,7 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
         control = Control(layout, config, identity, database, listeners)
         print(f"ready {control.http}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
         notify("READY=1", f"STATUS=serves at {control.http}")
-        alive = asyncio.create_task(_say_alive(), name="watchdog")
+        alive = asyncio.create_task(_say_alive(layout), name="watchdog")
         try:
             await control.run(stop)
         finally:
@@ -62,12 +62,21 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
         os.close(lock)
 
 
-async def _say_alive() -> None:
+async def _say_alive(layout: Layout) -> None:
     """Tell the service manager that this loop goes round; where it does not, it is started anew."""
     pause_s = watchdog_s()
     while pause_s is not None:
-        notify("WATCHDOG=1")
         await asyncio.sleep(pause_s)
+        notify("WATCHDOG=1", *_how_it_goes(layout))
+
+
+def _how_it_goes(layout: Layout) -> list[str]:
+    status = read_status(layout.status)
+    if status is None:
+        return []
+    link = "connected" if status.connected else "not connected"
+    serve = "serves" if status.serve_pid else "serves nothing"
+    return [f"STATUS={serve} at {status.http}, {link}, {status.waiting} records wait"]
 
 
 async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> list[socket.socket]:

@@ -30,6 +30,7 @@ from agent.endpoint import Endpoint
 from agent.http import HttpServer
 from agent.http_types import Limits
 from agent.infer import Inference, Served
+from agent.logs import log_beside
 from agent.loop import Loop
 from agent.metrics import metrics_text
 from agent.mirror import Mirror
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         control = stack.enter_context(socket.socket(fileno=args.control_fd))
         try:
             config = from_json(args.config.read_bytes(), ServeConfig)
+            log_beside(Path(config.spool_dir).parent)
             started = time.perf_counter()
             models = [_load(slot, config) for slot in config.slots]
         except (SkerryError, OSError) as error:

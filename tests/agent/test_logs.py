@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.logs import JsonFile, redacted, render, tail
+from agent.logs import JsonFile, log_beside, redacted, render, tail
 from skerry.errors import UsageError
 
 
@@ -46,7 +46,33 @@ def test_only_lines_of_a_level_are_shown(tmp_path: Path) -> None:
     for lines, level in ((0, "info"), (10_001, "info"), (5, "noise")):
         with pytest.raises(UsageError, match="expected"):
             tail(file, lines, level)
-    assert tail(tmp_path / "none", 5) == []
+    assert tail(tmp_path / "none" / "agent.jsonl", 5) == []
+
+
+def test_a_text_that_is_no_unicode_is_kept(tmp_path: Path) -> None:
+    logger(tmp_path / "agent.jsonl").info("file %s", "a\udce9\nb")
+    assert tail(tmp_path / "agent.jsonl", 1)[0]["text"] == "file a\\udce9\nb"
+
+
+def test_lines_of_both_processes_come_in_their_order(tmp_path: Path) -> None:
+    for number, name in enumerate(("agent", "serve", "agent")):
+        logger(tmp_path / f"{name}.jsonl").info("line %d", number)
+    found = tail(tmp_path / "agent.jsonl", 10)
+    assert [entry["text"] for entry in found] == ["line 0", "line 1", "line 2"]
+
+
+def test_serve_logs_only_into_a_state_directory_that_has_a_log(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        log_beside(tmp_path)
+        assert root.handlers == before
+        (tmp_path / "logs").mkdir()
+        log_beside(tmp_path)
+        logging.getLogger("agent.serve").warning("a model is slow")
+    finally:
+        root.handlers[:] = before
+    assert [e["text"] for e in tail(tmp_path / "logs" / "agent.jsonl", 5)] == ["a model is slow"]
 
 
 def test_a_place_that_cannot_be_written_costs_lines_alone(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ async def test_a_stop_under_load_takes_five_seconds_at_most_and_loses_nothing(
     assert set().union(*(one.statuses for one in load)) == {200}
     agent.start()
     answered = sorted(id for one in load for id in one.answered)
-    await central.until(lambda: set(answered) <= set(central.ids))
+    await central.until(lambda: set(answered) <= set(central.ids), timeout_s=60.0)
     assert len(central.ids) == len(set(central.ids))
 
 
