@@ -164,7 +164,7 @@ def _entry(record: logging.LogRecord) -> dict[str, Any]:
     if record.exc_info and record.exc_info[0] is not None:
         text += "\n" + logging.Formatter().formatException(record.exc_info)
     return {
-        "at": round(record.created, 3),
+        "at": round(record.created, 6),
         "level": record.levelname.lower(),
         "name": record.name,
         "text": redacted(text)[:MAX_TEXT].encode(errors="backslashreplace").decode(),
