@@ -159,8 +159,10 @@ class Workshop:
             made = quantize_dynamic(self.prepared, leave=leave)
         else:
             made = quantize_static(
-                self.prepared, self.ranges, only=only, leave=leave, unsigned=form == "int8-u8u8"
-            )
+                self.prepared, self.ranges, only=only, leave=leave,
+                unsigned=form == "int8-u8u8", per_tensor=form == "int8-tensor",
+                glue=form != "int8-heavy",
+            )  # fmt: skip
         return self.materials.core.finish(made)
 
     def run(self, data: bytes, samples: Arrays) -> Outputs:

@@ -5,7 +5,9 @@ of activations from calibration. On x86 without VNNI onnxruntime adds two produc
 bits into 16, which saturates with full weights (measured: 97.8 % accuracy became
 88.0 %). Seven bits cannot saturate: 2 x 255 x 64 stays below 32,767. So one variant
 answers alike on every CPU, at no cost in speed. `int8-u8u8` keeps eight bits in unsigned
-weights, whose kernels do not saturate and are slower. `int8-dynamic` takes the ranges of
+weights, whose kernels do not saturate and are slower. `int8-tensor` has one scale for all of
+a weight, and `int8-heavy` leaves in float what stands between the products: where their outputs
+hold too, one of them is faster on some models, by up to a sixth. `int8-dynamic` takes the ranges of
 activations as they come, for products with constant weights alone: the safe form for
 transformers, whose activations no calibration bounds.
 
@@ -48,6 +50,8 @@ def quantize_static(
     leave: Collection[str] = (),
     unsigned: bool = False,
     full_range: bool = False,
+    per_tensor: bool = False,
+    glue: bool = True,
 ) -> bytes:
     """Return the int8 form of a prepared model.
 
@@ -59,6 +63,8 @@ def quantize_static(
         unsigned: weights of eight unsigned bits, instead of seven signed ones.
         full_range: weights of eight signed bits, which saturate on some CPUs: to measure, never
             to ship.
+        per_tensor: one scale for all of a weight, instead of one for each channel.
+        glue: whether what stands between the products is quantized too.
 
     Raises:
         RefusedError: onnxruntime cannot quantize this model, or nothing in it.
@@ -73,14 +79,14 @@ def quantize_static(
     def run() -> Any:
         quantizer = QDQQuantizer(
             copy,
-            per_channel=True,
+            per_channel=not per_tensor,
             reduce_range=not (unsigned or full_range),
             weight_qType=QuantType.QUInt8 if unsigned else QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=sorted(only),
             nodes_to_exclude=sorted(leave),
-            op_types_to_quantize=list(OP_TYPES),
+            op_types_to_quantize=list(OP_TYPES if glue else HEAVY),
             extra_options={},
         )
         quantizer.quantize_model()

@@ -51,7 +51,9 @@ T = TypeVar("T")
 
 # what a recipe may try besides fp32
 COLUMNS: Final = "columns"  # as the kind of a feature: one for each column of a table
-FORMS: Final = ("int8", "int8-dynamic", "int8-u8u8", "int8-weights", "fp16", "int4")
+FORMS: Final = (
+    "int8", "int8-tensor", "int8-heavy", "int8-dynamic", "int8-u8u8", "int8-weights", "fp16", "int4",
+)  # fmt: skip
 METRICS: Final = (
     "accuracy", "top_k", "f1", "auc", "mae", "rmse", "iou", "cosine", "agreement",
 )  # fmt: skip

@@ -5,6 +5,8 @@
         good enough          -> time it
         not, and static      -> rank its regions by harm, leave out the worst 1, 2, 4, ...
                                 until the outputs hold, then as few as do (bisection)
+        holds, calibrated    -> the same with one scale per tensor, and with the glue in float:
+                                where their outputs hold too, one of them may be faster
     of those that the gate takes: the fastest, or the smallest where bytes were asked for
 
 A form that is slower than fp32 even with everything in 8 bits is not searched further:
@@ -27,6 +29,7 @@ __all__ = ["Tell", "best", "quietly", "repeat", "search", "suggested"]
 RANK_SAMPLES: Final = 48
 RANK_SHARE: Final = 0.5  # of the seconds that are left, for ranking
 SEARCHED: Final = ("int8", "int8-u8u8")  # forms in which regions can stay in float
+NEAR_INT8: Final = ("int8-tensor", "int8-heavy")  # tried with the regions that int8 leaves in float
 
 
 class Tell(Protocol):
@@ -92,7 +95,7 @@ def suggested(workshop: Workshop, gate: Gate) -> list[str]:
     ]
     forms: list[str] = []
     if any(kind.startswith("Conv") for kind in heavy):
-        forms = ["int8"]
+        forms = ["int8", *NEAR_INT8]
     elif heavy:
         forms = ["int8-dynamic", "int8"]
     if gate.max_size_ratio is not None or gate.max_bytes is not None:
@@ -115,9 +118,16 @@ def search(workshop: Workshop, forms: Sequence[str], limits: Search, tell: Tell)
         if budget.spent:
             workshop.notes.append(f"the search's budget was spent before {form} was tried")
             break
+        left: tuple[str, ...] = ()
+        if form in NEAR_INT8 and any(candidate.form == "int8" for candidate in tried):
+            found = [c for c in tried if c.form == "int8" and c.accepted]
+            if not found:
+                continue  # what int8 does not hold, a coarser form of it does not either
+            left = found[-1].left
         budget.tell(f"build and measure {form}")
         budget.take()
-        whole = workshop.time(workshop.evaluate(form))
+        leave = tuple(node for name in left for node in _nodes(_by_name(workshop), name))
+        whole = workshop.time(workshop.evaluate(form, left=left, leave=leave))
         tried.append(whole.without_outputs())
         if form in SEARCHED and whole.blames == "quality" and _may_gain(whole):
             tried += _leave_out(workshop, form, budget)
@@ -127,12 +137,9 @@ def search(workshop: Workshop, forms: Sequence[str], limits: Search, tell: Tell)
 def repeat(workshop: Workshop, choices: Sequence[Choice], tell: Tell) -> list[Candidate]:
     """Return the candidates of a lock, with its verdicts."""
     made = []
-    regions = None
     for choice in choices:
         tell(f"build {choice.form} again")
-        if choice.left and regions is None:
-            regions = {region.name: region for region in find_regions(workshop.prepared)}
-        nodes = tuple(n for name in choice.left for n in _nodes(regions or {}, name))
+        nodes = tuple(n for name in choice.left for n in _nodes(_by_name(workshop), name))
         candidate = workshop.evaluate(choice.form, left=tuple(choice.left), leave=nodes)
         made.append(workshop.time(candidate, choice.verdict).without_outputs())
     return made
@@ -150,6 +157,10 @@ def best(tried: Sequence[Candidate], gate: Gate) -> Candidate | None:
 
 def _may_gain(whole: Candidate) -> bool:
     return whole.verdict not in ("slower", "too_slow")
+
+
+def _by_name(workshop: Workshop) -> dict[str, Region]:
+    return {region.name: region for region in find_regions(workshop.prepared)}
 
 
 def _nodes(regions: dict[str, Region], name: str) -> tuple[str, ...]:

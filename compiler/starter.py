@@ -45,7 +45,7 @@ max_drop = 0.01            # of the metric, worse than fp32, shown by the sample
 # array = "site"
 
 [precisions]
-try = "auto"  # or a list of: int8, int8-dynamic, int8-u8u8, int8-weights, fp16, int4
+try = "auto"  # or a list of: int8, int8-tensor, int8-heavy, int8-dynamic, int8-u8u8, int8-weights, fp16, int4
 
 # [search]
 # max_evaluations = 40

@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
@@ -20,7 +20,8 @@ from skerry.trials import Trial
 
 __all__ = ["Seen", "hardware", "known_of"]
 
-ACCEPTED = "accepted"
+ACCEPTED: Final = "accepted"
+OK, DISAGREES = "ok", "golden_mismatch"  # of a smoke run
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,12 @@ def _fits(classes: Sequence[str], hw_class: str) -> bool:
 
 
 def _one(variant: str, hw_class: str, evaluated: str, trials: Sequence[Trial]) -> HardwareView:
-    failed = sum(trial.code != "ok" for trial in trials)
+    failed = sum(trial.code == DISAGREES for trial in trials)
+    unable = sum(trial.code not in (OK, DISAGREES) for trial in trials)
     if failed:
         known = "disagrees"
+    elif unable:
+        known = "unable"
     elif hw_class == evaluated:
         known = "evaluated"
     else:
@@ -97,6 +101,7 @@ def _one(variant: str, hw_class: str, evaluated: str, trials: Sequence[Trial]) -
         known=known,
         devices=len(trials),
         failed=failed,
+        unable=unable,
         rows=max((trial.rows for trial in trials), default=0),
         disagree=max((trial.disagree for trial in trials), default=0.0),
         run_us=statistics.median(times) if times else None,

@@ -152,8 +152,8 @@ class HardwareView(msgspec.Struct, frozen=True):
     """What is known of one variant on one class of hardware.
 
     `known` is ``evaluated``: the compiler measured its accuracy there; ``agrees`` or
-    ``disagrees``: every, or not every device's golden set does; ``unmeasured``: no device of
-    that class has told yet.
+    ``disagrees``: every, or not every device's golden set does; ``unable``: it did not run
+    everywhere; ``unmeasured``: no device of that class has told yet.
     """
 
     variant: str
@@ -161,6 +161,7 @@ class HardwareView(msgspec.Struct, frozen=True):
     known: str
     devices: int  # that reported their golden set
     failed: int  # of these, whose golden set did not pass
+    unable: int  # of these, on which it did not run
     rows: int  # of one golden set
     disagree: float  # worst share of its rows
     run_us: float | None  # median over the devices, one row

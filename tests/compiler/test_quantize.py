@@ -139,3 +139,32 @@ def test_dynamic_takes_products_with_constant_weights_alone(shapes_task: Task) -
     nothing = graph([helper.make_node("Softmax", ["x"], ["y"], axis=1)], {})
     with pytest.raises(RefusedError, match="nothing in the model"):
         quantize_dynamic(nothing)
+
+
+@pytest.mark.parametrize(("per_tensor", "glue"), [(True, True), (False, False)])
+def test_coarser_forms_keep_to_seven_bits_too(
+    model: onnx.ModelProto, ranges: Ranges, per_tensor: bool, glue: bool
+) -> None:
+    done = onnx.load_model_from_string(
+        quantize_static(model, ranges, per_tensor=per_tensor, glue=glue)
+    )
+    onnx.checker.check_model(done)
+    weights = [
+        numpy_helper.to_array(t).astype(int)
+        for t in done.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and t.dims
+    ]
+    assert max(int(np.abs(weight).max()) for weight in weights) <= 64
+    scales = {
+        t.name: numpy_helper.to_array(t)
+        for t in done.graph.initializer
+        if t.name.endswith("_scale")
+    }
+    kinds = [node.op_type for node in done.graph.node]
+    if per_tensor:
+        assert all(scale.size == 1 for scale in scales.values())
+    if not glue:
+        finer = onnx.load_model_from_string(quantize_static(model, ranges))
+        assert kinds.count("QuantizeLinear") <= [n.op_type for n in finer.graph.node].count(
+            "QuantizeLinear"
+        )

@@ -4,6 +4,7 @@ Every test first shows that the trap is there (a tool's plain way falls into it)
 that a build does not.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from compiler.quantize import quantize_dynamic as quantize_dynamic_of_ours
 from compiler.quantize import quantize_static
 from compiler.recipe import read_recipe
 from compiler.runtime import open_session, run_samples
-from compiler.search import suggested
+from compiler.search import quietly, search, suggested
 from skerry.errors import RefusedError
 from skerry.manifest import TensorSpec
 from tests.compiler.conftest import NOW
@@ -310,3 +311,21 @@ def test_sixteen_bits_are_for_bytes_and_are_floats_as_they_run(tmp_path: Path) -
     casts = [node for node in half.graph.node if node.op_type == "Cast"]
     stored = {t.name for t in half.graph.initializer}
     assert all(cast.input[0] in stored for cast in casts)
+
+
+def test_what_is_near_int8_is_tried_where_int8_holds_and_with_its_regions(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, shapes())
+    materials = gather(read_recipe(path))
+    workshop = Workshop(materials)
+    limits = materials.recipe.search
+    tried = search(workshop, suggested(workshop, materials.recipe.gate), limits, quietly)
+    forms = {candidate.form: candidate for candidate in tried}
+    assert {"int8", "int8-tensor", "int8-heavy"} <= set(forms)
+    assert len({candidate.left for candidate in tried if candidate.blames != "quality"}) == 1
+    # where int8 does not hold, nothing is spent on coarser forms
+    strict = msgspec.structs.replace(materials.recipe.gate, max_latency_ratio=0.01)
+    recipe = msgspec.structs.replace(materials.recipe, gate=strict)
+    again = Workshop(dataclasses.replace(materials, recipe=recipe))
+    assert {
+        c.form for c in search(again, ["int8", "int8-tensor", "int8-heavy"], limits, quietly)
+    } == {"int8"}

@@ -87,7 +87,10 @@ def test_one_device_that_disagrees_is_not_outvoted(backend: FakeBackend) -> None
     tried(backend, "d-2", 2, Trial(name, "golden_mismatch", 64, 0.5, 9.0, 90.0))
     view = known(backend)[isa]
     assert (view.known, view.devices, view.failed, view.disagree) == ("disagrees", 3, 1, 0.5)
-    tried(backend, "d-2", 3, named(AGREES, name))  # its latest word counts
+    tried(backend, "d-2", 3, Trial(name, "load_failed"))
+    view = known(backend)[isa]
+    assert (view.known, view.failed, view.unable, view.disagree) == ("unable", 0, 1, 0.0)
+    tried(backend, "d-2", 4, named(AGREES, name))  # its latest word counts
     assert known(backend)[isa].known == "evaluated"
 
 
