@@ -157,7 +157,12 @@ class SegmentReader:
         found: list[tuple[int, bytes]] = []
         size = CHUNK_BYTES if limit > 1 else RECORD.size
         while len(found) < limit:
-            chunk = os.pread(self._fd, size, self._at)
+            try:
+                chunk = os.pread(self._fd, size, self._at)
+            except OSError:
+                if found:
+                    break  # those are read, and the next call meets the error again
+                raise
             taken = self._take(chunk, limit, found)
             if taken:
                 self._at += taken

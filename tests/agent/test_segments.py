@@ -1,5 +1,6 @@
 """Segments: what was appended comes back, and a torn tail ends them."""
 
+import errno
 import os
 import zlib
 from pathlib import Path
@@ -280,3 +281,27 @@ def test_a_new_window_length_starts_a_segment(tmp_path: Path) -> None:
     die(writer)
     headers = [read_header(path) for path in segments(tmp_path / "b1")]
     assert [(h.first_seq, h.window_s) for h in headers] == [(1, 1.0), (2, 2.0)]
+
+
+def test_an_error_of_the_disk_hides_no_record_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = spool(tmp_path, size=1 << 18)
+    for size in (1, 40_000, 40_000, 1):
+        writer.append(b"x" * size)
+    pread, calls = os.pread, 0
+
+    def failing(fd: int, size: int, at: int) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(fd, size, at)
+
+    with SegmentReader(segments(writer.directory)[0]) as reader:
+        monkeypatch.setattr(os, "pread", failing)
+        seen = [seq for seq, _ in reader.read()]
+        seen += [seq for seq, _ in reader.read()]
+    assert seen == list(range(1, reader.next_seq))
+    assert calls > 2
+    writer.close()

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # threads of math libraries are off before they are imported
-from tests.crash import calls, clocks, forks, power, swaps
+from tests.crash import calls, clocks, forks, power, real, swaps
 
 Section = tuple[str, Callable[[Path, float, int], dict[str, Any]], Callable[[], str]]
 ROOT: Final = Path(__file__).parents[2]
@@ -57,6 +57,16 @@ SECTIONS: Final[dict[str, Section]] = {
     "clocks": (
         "clock at 1970, 2038, 2099 and jumping, with SIGKILLs by fork",
         lambda folder, share, seed: clocks.clocks(folder, round(1_000 * share), seed),
+        _always,
+    ),
+    "network": (
+        "broker and fleet stalled, reset, throttled, refused and killed, behind a proxy",
+        lambda folder, share, seed: real.network_faults(folder, max(1, round(5 * share)), seed),
+        _always,
+    ),
+    "real": (
+        "SIGKILL of whole real processes at random instants",
+        lambda folder, share, seed: real.real_kills(folder, round(300 * share), seed),
         _always,
     ),
     "swaps": (
