@@ -1,12 +1,16 @@
 """A real agent is stopped under load, asked by commands, and taken back by people beside it."""
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 import uuid
 from pathlib import Path
+
+import pytest
 
 from agent.__main__ import main
 from skerry.io.client import Client
@@ -73,6 +77,38 @@ async def test_a_stop_under_load_takes_five_seconds_at_most_and_loses_nothing(
     answered = sorted(id for one in load for id in one.answered)
     await central.until(lambda: set(answered) <= set(central.ids), timeout_s=60.0)
     assert len(central.ids) == len(set(central.ids))
+
+
+async def test_the_service_manager_hears_the_whole_life(
+    central: Central,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        agent = Agent(tmp_path)
+        enrol = ["enroll", "--state", str(agent.state), "--token", central.token(DEVICE)]
+        await asyncio.to_thread(main, enrol)
+        agent.start()
+        heard = list[str]()
+
+        def hears(what: str) -> bool:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.extend(manager.recv(4096).decode().splitlines())
+            return any(line.startswith(what) for line in heard)
+
+        try:
+            await central.until(lambda: hears("READY=1"))
+            await central.until(lambda: hears("WATCHDOG=1"))
+            await central.until(lambda: hears(f"STATUS=serves nothing at {agent.url}, connected"))
+        finally:
+            assert await asyncio.to_thread(agent.stop) == 0
+        assert hears("STOPPING=1")
+        assert heard.index("READY=1") < heard.index("WATCHDOG=1") < heard.index("STOPPING=1")
 
 
 async def test_the_fleet_asks_and_people_take_back(
