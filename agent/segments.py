@@ -222,9 +222,10 @@ def settled_upto(boot_dir: Path) -> int:
 def settle(boot_dir: Path) -> None:
     """Mark a dead boot as counted for good; may be done twice.
 
-    Every segment says so, because any of them may be the last that is left.
+    Every segment says so, because any of them may be the last that is left. The newest, which
+    is removed last, says so first: who is killed in between leaves no mark that goes before it.
     """
-    for path in segments(boot_dir):
+    for path in reversed(segments(boot_dir)):
         try:
             with path.open("r+b") as file:
                 if file.read(8) == MAGIC:

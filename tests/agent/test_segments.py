@@ -305,3 +305,25 @@ def test_an_error_of_the_disk_hides_no_record_that_was_read(
     assert seen == list(range(1, reader.next_seq))
     assert calls > 2
     writer.close()
+
+
+def test_a_mark_cut_short_stays_until_the_last_segment_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = spool(tmp_path, size=256)
+    for _ in range(8):
+        writer.append(b"x" * 100)
+    die(writer)
+    paths = segments(writer.directory)
+    assert len(paths) > 2
+
+    def killed(_fd: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fdatasync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        settle(writer.directory)
+    for path in paths[:-1]:  # sent, stored and forgotten, oldest first
+        assert settled_upto(writer.directory) == DONE
+        path.unlink()
+    assert settled_upto(writer.directory) == DONE

@@ -83,7 +83,7 @@ class FaultProxy:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
-                while self._manner == "stall":
+                while self._manner == "stall":  # noqa: ASYNC110 - another thread sets it
                     await asyncio.sleep(0.05)
                 if self._manner == "throttle":
                     await asyncio.sleep(len(data) / SLOW_BYTES_S)
