@@ -5,6 +5,7 @@ two can never be counted in different ways.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,8 @@ from skerry.sketch import (
 )
 
 __all__ = ["count_categorical", "count_numeric", "quantile_spec"]
+
+MAX_EXACT: Final = 2.0**62  # sums below it do not run over in int64
 
 
 def quantile_spec(values: ArrayLike, bins: int = 32, scale: int = 1_000_000) -> NumericSpec:
@@ -58,8 +61,7 @@ def count_numeric(values: ArrayLike, spec: NumericSpec, missing: int = 0) -> Num
     below, above = int((position < 0).sum()), int((position > edges.size - 2).sum())
     in_range = (position >= 0) & (position <= edges.size - 2)
     bins = np.bincount(position[in_range], minlength=edges.size - 1)
-    # Python integers: the sums must stay exact for any n
-    fixed = [round(x * spec.scale) for x in finite[in_range].tolist()]
+    total, squares = _exact_sums(np.rint(finite[in_range] * spec.scale))
     return NumericCounts(
         n=int(array.size) + missing,
         bins=bins.tolist(),
@@ -69,12 +71,22 @@ def count_numeric(values: ArrayLike, spec: NumericSpec, missing: int = 0) -> Num
         nan=int(np.isnan(array).sum()),
         pos_inf=int(np.isposinf(array).sum()),
         neg_inf=int(np.isneginf(array).sum()),
-        sum=int_to_big(sum(fixed)),
-        sum_sq=int_to_big(sum(x * x for x in fixed)),
+        sum=int_to_big(total),
+        sum_sq=int_to_big(squares),
         min=float(finite.min()) + 0.0 if finite.size else None,
         max=float(finite.max()) + 0.0 if finite.size else None,
         run=_longest_run(array),
     )
+
+
+def _exact_sums(fixed: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the sums of whole numbers and of their squares, exact for any size and number."""
+    most = float(np.abs(fixed).max(initial=0.0))
+    if most * most * fixed.size < MAX_EXACT:
+        whole = fixed.astype(np.int64)
+        return int(whole.sum()), int(whole @ whole)
+    each = [int(value) for value in fixed.tolist()]
+    return sum(each), sum(value * value for value in each)
 
 
 def count_categorical(
