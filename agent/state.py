@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 KEEP_RESULTS: Final = 256
 MAX_STATE_BYTES: Final = 4 << 20
 _SCHEMA: Final = """
@@ -50,18 +51,35 @@ class Database:
         self._file = file
         self._saved = saved
         try:
-            self._db = sqlite3.connect(file, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            self._db.execute("PRAGMA journal_size_limit = 4194304")
-            self._prepare()
+            self._open()
         except sqlite3.DatabaseError as error:
-            if hasattr(self, "_db"):
-                self._db.close()
-            raise _fault(
-                error, f"cannot use {file}: {error}; check the disk, or move it away and restart"
-            ) from None
+            fault = self._gave_up(error)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_ROOM:
+                raise fault from None
+            # a full disk has no room for the memory that readers share in a file: do without it,
+            # so that what is committed serves; nothing can be saved until there is room
+            try:
+                self._open(alone=True)
+            except sqlite3.DatabaseError:
+                self._gave_up(error)
+                raise fault from None
+
+    def _open(self, *, alone: bool = False) -> None:
+        self._db = sqlite3.connect(self._file, isolation_level=None)
+        if alone:
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        self._db.execute("PRAGMA journal_size_limit = 4194304")
+        self._prepare()
+
+    def _gave_up(self, error: sqlite3.DatabaseError) -> FormatError:
+        if hasattr(self, "_db"):
+            self._db.close()
+        return _fault(
+            error, f"cannot use {self._file}: {error}; check the disk, or move it away and restart"
+        )
 
     def close(self) -> None:
         """Give the file back."""

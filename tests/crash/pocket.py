@@ -153,6 +153,7 @@ class Pocket:
         while self._spooler.look() or self._outbox.waiting:
             self._insist(self._upload)
         self._insist(self._upload)
+        self._database.close()
         self._say("done", self._faults)
 
     # --- one turn -----------------------------------------------------------------------
