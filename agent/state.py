@@ -7,6 +7,7 @@
 WAL with FULL: what `save` returned from survives a power cut.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ T = TypeVar("T")
 SCHEMA_VERSION: Final = 1
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+PAGE_BYTES: Final = 4096
+SCARCE_BYTES: Final = 1 << 20
 KEEP_RESULTS: Final = 256
 MAX_STATE_BYTES: Final = 4 << 20
 _SCHEMA: Final = """
@@ -50,8 +53,12 @@ class Database:
     def __init__(self, file: Path, saved: Callable[[State], None] = lambda _: None) -> None:
         self._file = file
         self._saved = saved
+        disk = os.statvfs(file.parent)
+        # blocks below a page are given out when the page is first written, and a full disk is
+        # then a SIGBUS: SQLite keeps that memory to itself where little is left
+        scarce = disk.f_bsize < PAGE_BYTES and disk.f_bavail * disk.f_frsize < SCARCE_BYTES
         try:
-            self._open()
+            self._open(alone=scarce)
         except sqlite3.DatabaseError as error:
             fault = self._gave_up(error)
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_ROOM:

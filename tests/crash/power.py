@@ -110,6 +110,9 @@ def disk_full(folder: Path, step: int, seed: int) -> dict[str, Any]:
             death = live(root, ledger, seed=seed + kb, last=2, kill_after_s=FULL_S)
             during = len(ledger.answered) - before
             begun += death.done
+            signaled = os.WTERMSIG(death.status) if os.WIFSIGNALED(death.status) else signal.SIGKILL
+            if signaled != signal.SIGKILL:
+                wrong.append(f"{kb} kB free: ended by signal {signaled}")
             if during == 0:
                 wrong.append(f"{kb} kB free: nothing was answered: {ledger.faults[-1:]}")
             ballast.unlink()
