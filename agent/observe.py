@@ -189,6 +189,11 @@ class Observer:
                 self._end(ctx, window)
         self._write()
 
+    @property
+    def all_written(self) -> bool:
+        """Whether no counted window waits for room."""
+        return not self._waiting
+
     def close_all(self) -> None:
         """Close every window, over or not."""
         for ctx, window in enumerate(self._open):

@@ -156,7 +156,7 @@ class Server:
         def end() -> None:
             self._syncer.close()
             self._observer.close_all()
-            self._spool.close()
+            self._spool.close(counted=self._observer.all_written)
             done()
 
         self._http.drain(self._config.drain_s, end)

@@ -181,12 +181,17 @@ class Spool:
 
         return job
 
-    def close(self) -> None:
-        """End the boot: everything is counted, nothing more will come."""
+    def close(self, *, counted: bool = True) -> None:
+        """End the boot: nothing more will come.
+
+        Args:
+            counted: whether every window was written; else the next process rebuilds them.
+        """
         if self.lost:
             loss, self.lost = Loss(self.boot, self.lost, "no_room"), 0
             self.append(to_msgpack(loss))
-        self.settle(DONE)
+        if counted:
+            self.settle(DONE)
         self._seal()
         self.take_sync()()
         if self.next_seq == 1:  # nothing was ever recorded

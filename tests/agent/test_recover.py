@@ -69,7 +69,7 @@ class Process:
 
     def end(self) -> None:
         self.observer.close_all()
-        self.spool.close()
+        self.spool.close(counted=self.observer.all_written)
 
 
 def counted(root: Path) -> int:
@@ -332,4 +332,19 @@ def test_a_clock_set_back_rebuilds_runs_that_do_not_overlap(tmp_path: Path) -> N
     heir = Process(tmp_path, "b2")
     heir.recovery.start()
     assert [w.covers["b1"] for w in windows(tmp_path)] == [(1, 1), (2, 2), (3, 3)]
+    heir.end()
+
+
+def test_windows_without_room_at_the_end_are_rebuilt_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Process(tmp_path, "b1")
+    for i in range(5):
+        first.see(f"id-{i}", T0 + i * 0.01)
+    with monkeypatch.context() as full:
+        full.setattr(Spool, "append", lambda *_: 0)
+        first.end()
+    heir = Process(tmp_path, "b2")
+    heir.recovery.start()
+    assert counted(tmp_path) == 5
     heir.end()

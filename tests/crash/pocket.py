@@ -89,7 +89,7 @@ class Recorder:
 
     def end(self) -> None:
         self.observer.close_all()
-        self.spool.close()
+        self.spool.close(counted=self.observer.all_written)
 
 
 class Pocket:
