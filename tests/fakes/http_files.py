@@ -18,8 +18,8 @@ class FileServer:
     """Serves `files` until closed.
 
     `break_after` cuts every answer after so many bytes; `ranges` switches Range off; `drip_s`
-    sends what comes after the first `drip_after` bytes of an answer one by one, so far apart;
-    `posted` answers POST requests and sees path and body.
+    sends what comes after the first `drip_after` bytes of a file one by one, so far apart, to
+    whom starts there too; `posted` answers POST requests and sees path and body.
 
     Args:
         context: for https.
@@ -71,7 +71,8 @@ class FileServer:
                 if data is None:
                     self.answer(404, b"")
                 elif wanted and files.ranges:
-                    self.answer(206, data[int(wanted.removeprefix("bytes=").rstrip("-")) :])
+                    begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+                    self.answer(206, data[begin:], begin)
                 else:
                     self.answer(200, data)
 
@@ -80,7 +81,7 @@ class FileServer:
                 assert files.posted is not None
                 self.answer(*files.posted(self.path, body))
 
-            def answer(self, status: int, data: bytes) -> None:
+            def answer(self, status: int, data: bytes, begin: int = 0) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 for name, value in files.headers.items():
@@ -89,15 +90,15 @@ class FileServer:
                 cut = files.break_after
                 data = data if cut is None else data[:cut]
                 if files.drip_s and files.drips(self.path):
-                    self.drip(data)
+                    self.drip(data, max(0, files.drip_after - begin))
                 else:
                     self.wfile.write(data)
                 self.close_connection = True
 
-            def drip(self, data: bytes) -> None:
+            def drip(self, data: bytes, after: int) -> None:
                 with contextlib.suppress(OSError):
-                    self.wfile.write(data[: files.drip_after])
-                    for byte in data[files.drip_after :]:
+                    self.wfile.write(data[:after])
+                    for byte in data[after:]:
                         time.sleep(files.drip_s)
                         self.wfile.write(bytes([byte]))
 
