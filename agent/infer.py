@@ -159,7 +159,10 @@ class Inference:
         try:
             if isinstance(result, Exception):
                 raise result
-            rows = served.model.rows(job.tensors, result)
+            if job.rows == 1:
+                (row,) = served.model.rows(job.tensors, result)
+            else:
+                table = served.model.table(job.tensors, result)
         except Exception as error:
             served.errors += 1
             self._observer.error(served.ctx, time.time())
@@ -176,24 +179,30 @@ class Inference:
         at = time.time()
         latency_us = (perf_counter() - job.request.received) * 1e6
         served.latencies.add(latency_us)
-        for i, row in enumerate(rows):
-            new = self._observer.record(
-                served.ctx,
-                id if len(rows) == 1 else f"{id}#{i}",
-                at=at,
-                prediction=row.prediction,
-                confidence=row.confidence,
-                latency_us=int(latency_us),
-                features=row.features,
+        if job.rows == 1:
+            new = int(
+                self._observer.record(
+                    served.ctx,
+                    id,
+                    at=at,
+                    prediction=row.prediction,
+                    confidence=row.confidence,
+                    latency_us=int(latency_us),
+                    features=row.features,
+                )
             )
-            if new:
-                served.answered += 1
-            else:
-                served.repeated += 1
+        else:
+            new = self._observer.record_table(
+                served.ctx, id, at=at, latency_us=int(latency_us), table=table
+            )
+        served.answered += new
+        served.repeated += job.rows - new
         if served.mirror is not None:
-            served.mirror.offer(
-                job.tensors, [row.prediction for row in rows], [row.confidence for row in rows]
-            )
+            if job.rows == 1:
+                classes, confidences = [row.prediction], [row.confidence]
+            else:
+                classes, confidences = table[:, 0].astype(int).tolist(), table[:, 1].tolist()
+            served.mirror.offer(job.tensors, classes, confidences)
         if json_length is None:
             return Response(200, parts)
         head = {"Inference-Header-Content-Length": str(json_length)}

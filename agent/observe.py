@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from agent.segments import CountPlan
 from agent.spool import NO_ROOM, Spool
 from skerry.canonical import to_msgpack
-from skerry.counting import count_categorical, count_numeric
+from skerry.counting import CHUNK, CodeCounter, TableCounter
 from skerry.manifest import Baseline, Manifest
 from skerry.records import Prediction, SketchWindow
-from skerry.sketch import CategoricalSpec, Column, merge_columns
+from skerry.sketch import CategoricalSpec, Column, NumericSpec
 
 __all__ = ["GRACE_S", "Observer", "RecentIds", "WindowRows", "count_plan", "window_start"]
 
 GRACE_S: Final = 0.2  # after a window's end, before it is closed without traffic
-FOLD_ROWS: Final = 8192  # rows held before they become counts
+FOLD_ROWS: Final = CHUNK  # rows held before they become counts
 MAX_WAITING: Final = 256  # counted windows that wait for room in the spool
 FIXED_COLUMNS: Final = ("prediction", "confidence", "latency_us")
 
@@ -80,9 +80,21 @@ class WindowRows:
 
     def __init__(self, plan: CountPlan, start: float, length_s: float) -> None:
         self._plan = plan
-        self._names = (*FIXED_COLUMNS, *plan.features)
+        names = (*FIXED_COLUMNS, *plan.features)
+        specs = [plan.columns.get(name) for name in names]
+        places = [i for i, spec in enumerate(specs) if isinstance(spec, NumericSpec)]
+        self._width: Final = len(names)
+        self._numeric: Final = [names[i] for i in places]
+        # as a rule all columns but the class of a prediction: then they are looked at, not copied
+        together = places and places == list(range(places[0], places[-1] + 1))
+        self._places: Final = slice(places[0], places[-1] + 1) if together else places
+        self._table: Final = TableCounter([s for s in specs if isinstance(s, NumericSpec)])
+        self._classes: Final = {
+            i: CodeCounter(spec)
+            for i, spec in enumerate(specs)
+            if isinstance(spec, CategoricalSpec)
+        }
         self._rows = array("d")
-        self._folded: dict[str, Column] = {}
         self.start = start
         self.length_s = length_s
         self.n = 0
@@ -97,34 +109,47 @@ class WindowRows:
             self.last = seq
             if not self.first:
                 self.first = seq
-        if len(self._rows) >= FOLD_ROWS * len(self._names):
+        if len(self._rows) >= FOLD_ROWS * self._width:
+            self._fold()
+
+    def add_table(self, table: NDArray[np.float64], first: int, last: int) -> None:
+        """Take many rows, float64 [rows, columns], whose seqs run from first to last."""
+        if len(table) >= FOLD_ROWS:
+            self._fold()
+            self._count(table.T)
+        else:
+            self._rows.frombytes(table.tobytes())
+        self.n += len(table)
+        self.first = self.first or first
+        self.last = last or self.last
+        if len(self._rows) >= FOLD_ROWS * self._width:
             self._fold()
 
     def columns(self) -> dict[str, Column]:
         """Return the counts of all rows, by column."""
         self._fold()
-        return self._folded
+        names = (*FIXED_COLUMNS, *self._plan.features)
+        found: dict[str, Column] = dict(zip(self._numeric, self._table.columns(), strict=True))
+        found |= {names[i]: counter.column() for i, counter in self._classes.items()}
+        return {name: found[name] for name in self._plan.columns if name in found}
 
     def _fold(self) -> None:
-        table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(self._names))
-        values = dict(zip(self._names, table.T, strict=True))
-        counts = {
-            name: count_categorical(self._codes(values[name]), spec)
-            if isinstance(spec, CategoricalSpec)
-            else count_numeric(values[name], spec)
-            for name, spec in self._plan.columns.items()
-            if name in values
-        }
-        del table, values  # the array is in use, and cannot be replaced, while they look at it
-        self._folded = merge_columns(self._folded, counts) if self._folded else counts
-        self._rows = array("d")
+        if not self._rows:
+            return
+        table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, self._width).T
+        self._count(table)
+        del table  # the array is in use, and cannot be emptied, while it is looked at
+        del self._rows[:]
+
+    def _count(self, table: NDArray[np.float64]) -> None:
+        self._table.add(table[self._places])
+        for place, counter in self._classes.items():
+            counter.add(self._codes(table[place]))
 
     def _codes(self, classes: NDArray[np.float64]) -> NDArray[np.int64]:
-        known = self._plan.classes
-        return np.array(
-            [known[int(c)] if 0 <= c < len(known) else -1 for c in classes.tolist()],
-            dtype=np.int64,
-        )
+        known = np.array([*self._plan.classes, -1], np.int64)  # the last for classes without name
+        named = (classes >= 0) & (classes < len(known) - 1)
+        return known[np.where(named, classes, -1).astype(np.int64)]
 
 
 class Observer:
@@ -175,6 +200,40 @@ class Observer:
         self.recent.add(id)
         self._window(ctx, at).add((prediction, confidence, latency_us, *features), seq)
         return True
+
+    def record_table(
+        self, ctx: int, id: str, *, at: float, latency_us: int, table: NDArray[np.float64]
+    ) -> int:
+        """Record and count the rows of one answered batch, unless they were seen before.
+
+        Args:
+            ctx: position of the context.
+            id: of the request; that of row i ends with ``#i``.
+            at: when they were answered, Unix seconds.
+            latency_us: how long that took.
+            table: float64 [rows, columns], as `WindowRows.add` takes one; the latency is put in.
+
+        Returns:
+            How many were new.
+        """
+        table[:, 2] = latency_us
+        new: list[int] = []
+        seqs = [NO_ROOM]
+        for i, (prediction, confidence, _, *features) in enumerate(table.tolist()):
+            name = f"{id}#{i}"
+            if name in self.recent:
+                continue
+            payload = to_msgpack(
+                Prediction(name, at, ctx, int(prediction), confidence, latency_us, features)
+            )
+            if seq := self._spool.append(payload):
+                seqs.append(seq)
+            self.recent.add(name)
+            new.append(i)
+        if new:
+            rows = table if len(new) == len(table) else table[new]
+            self._window(ctx, at).add_table(rows, seqs[min(1, len(seqs) - 1)], seqs[-1])
+        return len(new)
 
     def error(self, ctx: int, at: float) -> None:
         """Count one request that the model failed to answer."""

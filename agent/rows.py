@@ -42,6 +42,7 @@ class RowReader:
         self._features: Final = [
             (feature.input, extractor(feature.kind)) for feature in manifest.features
         ]
+        self._places: Final = _columns_of_one_input(manifest)
         self._one: Final = _reader_of_one(manifest)
 
     def rows(self, tensors: Tensors, outputs: Tensors) -> list[Row]:
@@ -51,26 +52,41 @@ class RowReader:
         if len(output) == 1:
             prediction, value = read_prediction(output, reading.kind, reading.threshold)
             return [Row(prediction, value, self._one(tensors))]
-        classes, confidence = read_predictions(output, reading.kind, reading.threshold)
-        columns = [compute(_numbers(tensors[name])).tolist() for name, compute in self._features]
-        features = zip(*columns, strict=True) if columns else ([] for _ in range(len(classes)))
         return [
-            Row(prediction, value, list(row))
-            for prediction, value, row in zip(
-                classes.tolist(), confidence.tolist(), features, strict=True
-            )
+            Row(int(prediction), value, features)
+            for prediction, value, _, *features in self.table(tensors, outputs).tolist()
         ]
+
+    def table(self, tensors: Tensors, outputs: Tensors) -> NDArray[np.float64]:
+        """Return the rows of a batch as they are counted.
+
+        Returns:
+            float64 [rows, 3 + features]: prediction, confidence, room for the latency, features.
+        """
+        reading = self._reading
+        classes, confidence = read_predictions(
+            outputs[reading.output], reading.kind, reading.threshold
+        )
+        table = np.zeros((len(classes), 3 + len(self._features)))
+        table[:, 0], table[:, 1] = classes, confidence
+        if self._places is not None:
+            name, places = self._places
+            values = _numbers(tensors[name]).reshape(len(table), -1)
+            if max(places) < values.shape[1]:
+                table[:, 3:] = values[:, places]
+                return table
+        for place, (name, compute) in enumerate(self._features, 3):
+            table[:, place] = compute(_numbers(tensors[name]))
+        return table
 
 
 def _reader_of_one(manifest: Manifest) -> Callable[[Tensors], list[float]]:
     """Return the function that reads the features of a request of one row, in their order."""
     features = manifest.features
-    places = [column_of(feature.kind) for feature in features]
-    inputs = {feature.input for feature in features}
-    known = [place for place in places if place is not None]
-    if len(known) == len(features) > 1 and len(inputs) == 1:
-        (table,) = inputs
-        pick, most = itemgetter(*known), max(known)
+    found = _columns_of_one_input(manifest)
+    if found is not None:
+        table, places = found
+        pick, most = itemgetter(*places), max(places)
 
         def columns(tensors: Tensors) -> list[float]:
             values = _numbers(tensors[table]).ravel().tolist()
@@ -84,6 +100,16 @@ def _reader_of_one(manifest: Manifest) -> Callable[[Tensors], list[float]]:
         return [float(compute(_numbers(tensors[name]))[0]) for name, compute in computed]
 
     return each
+
+
+def _columns_of_one_input(manifest: Manifest) -> tuple[str, list[int]] | None:
+    """Return an input's name and places in it, where the features are some of its columns."""
+    places = [column_of(feature.kind) for feature in manifest.features]
+    inputs = {feature.input for feature in manifest.features}
+    known = [place for place in places if place is not None]
+    if len(known) == len(places) > 1 and len(inputs) == 1:
+        return inputs.pop(), known
+    return None
 
 
 def _numbers(tensor: NDArray[Any]) -> NDArray[Any]:

@@ -89,7 +89,9 @@ class Model:
         self.inputs: Final = {spec.name: spec for spec in manifest.inputs}
         self.outputs: Final = {spec.name: spec for spec in manifest.outputs}
         self._output_names: Final = list(self.outputs)
-        self.rows: Final = RowReader(manifest).rows
+        reader = RowReader(manifest)
+        self.rows: Final = reader.rows
+        self.table: Final = reader.table
         self._compare(file)
         self.pace: Final = self._warm()
         self.load_ms: Final = (time.perf_counter() - started) * 1000

@@ -5,7 +5,8 @@
 In one process, with a real spool on disk and 20 features a prediction, as a table of 20 columns has:
 
     one by one   record and count each prediction by itself, closing windows included
-    together     count 1,024 rows, against one numpy sum pass over them
+    together     count 1,024 rows, against one numpy sum pass over their features: counts alone, with
+                 the reading of the rows, and with a record of each besides
     a window     bytes of 1,000 rows' counts, as the device signs and sends them
     log          append batches of 32 records and make them power-safe, against `write` and `fdatasync`
 """
@@ -17,7 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 
@@ -25,12 +29,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agent.observe import Observer, RecentIds, WindowRows  # noqa: E402 - after the path is set
+from agent.rows import RowReader  # noqa: E402
 from agent.segments import CountPlan, Header  # noqa: E402
 from agent.spool import Spool  # noqa: E402
 from benchmarks.outcome import write  # noqa: E402
 from skerry.canonical import to_msgpack  # noqa: E402
 from skerry.counting import quantile_spec  # noqa: E402
 from skerry.keys import Signer  # noqa: E402
+from skerry.manifest import FeatureSpec, Manifest, PredictionSpec  # noqa: E402
 from skerry.records import Context, Prediction, SketchWindow  # noqa: E402
 from skerry.sketch import CategoricalSpec  # noqa: E402
 from skerry.wire import Batch, seal_up  # noqa: E402
@@ -39,6 +45,7 @@ FEATURES = 20
 ROWS = 1024
 WINDOW = 1000
 BATCH = 32
+REPEATS = 50
 RECORDS = 6400
 RNG = np.random.default_rng(1)
 
@@ -96,31 +103,35 @@ def one_by_one(folder: Path, counted: CountPlan) -> float:
     return spent / 1000 / len(table)
 
 
-def together(counted: CountPlan) -> tuple[float, float]:
-    """Times that counting takes, to one sum pass: counts alone, and with the making of rows."""
-    table = rows(ROWS)
-    features = np.ascontiguousarray(table[:, 3:])
-    lists = table.tolist()
+def together(folder: Path, counted: CountPlan) -> tuple[float, float, float]:
+    """Times that a batch takes, to one sum pass: its counts, reading and counts, records as well."""
+    table = rows(ROWS).astype(np.float32)
+    features = np.ascontiguousarray(table[:, 3:], dtype=np.float64)
+    kinds = [FeatureSpec(f"c{i}", f"column.{i}", "x") for i in range(FEATURES)]
+    told = SimpleNamespace(features=kinds, prediction=PredictionSpec("y", "argmax"))
+    reader = RowReader(cast("Manifest", told))
+    inputs, outputs = {"x": np.ascontiguousarray(table[:, 3:])}, {"y": RNG.random((ROWS, 2))}
+    read = reader.table(inputs, outputs)
+    kept = spool(folder, counted, segment=4 << 20)
+    observer = Observer(kept, [counted], 3600.0, RecentIds(16_384))
+    window = WindowRows(counted, 0.0, 60.0)
+    numbers = count()
 
-    def sum_pass() -> None:
-        features.sum(axis=0)
+    def counts() -> None:
+        window.add_table(read, 1, ROWS)
 
-    def count(window: WindowRows) -> None:
-        window.columns()
+    def whole() -> None:
+        window.add_table(reader.table(inputs, outputs), 1, ROWS)
 
-    base = best(sum_pass, 200)
-    counts, whole = [], []
-    for _ in range(30):
-        window = WindowRows(counted, 0.0, 60.0)
-        began = time.thread_time_ns()
-        for row in lists:
-            window.add(row, 1)
-        added = time.thread_time_ns()
-        count(window)
-        done = time.thread_time_ns()
-        counts.append(done - added)
-        whole.append(done - began)
-    return min(counts) / base, min(whole) / base
+    def records() -> None:
+        observer.record_table(
+            0, str(next(numbers)), at=1e6, latency_us=100, table=reader.table(inputs, outputs)
+        )
+
+    base = best(lambda: features.sum(axis=0), 200)
+    took = [best(work, REPEATS) / base for work in (counts, whole, records)]
+    kept.close()
+    return took[0], took[1], took[2]
 
 
 def best(work: Callable[[], None], times: int) -> float:
@@ -136,7 +147,7 @@ def best(work: Callable[[], None], times: int) -> float:
 def window_bytes(counted: CountPlan) -> int:
     """Bytes of the signed message that carries one window of a thousand rows."""
     window = WindowRows(counted, 0.0, 60.0)
-    for row in rows(WINDOW).tolist():
+    for row in rows(WINDOW).astype(np.float32).tolist():  # as models take them
         window.add(row, 1)
     record = SketchWindow(0, 0.0, 60.0, WINDOW, 0, window.columns(), {"b" * 16: (1, WINDOW)})
     return signed(record)
@@ -181,15 +192,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     counted = plan()
-    singles, counts, wholes, logs = [], [], [], []
+    singles, counts, wholes, records, logs = [], [], [], [], []
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
             folder = Path(name)
             (folder / "spool").mkdir()
             singles.append(one_by_one(folder / "one", counted))
-            alone, whole = together(counted)
+            alone, whole, recorded = together(folder / "together", counted)
             counts.append(alone)
             wholes.append(whole)
+            records.append(recorded)
             ours, bare = log(folder, counted)
             logs.append(ours / bare)
 
@@ -203,7 +215,8 @@ def main() -> None:
             "features": FEATURES,
             "one_by_one_us": middle(singles),
             "counts_to_sum_pass": middle(counts),
-            "rows_and_counts_to_sum_pass": middle(wholes),
+            "reading_and_counts_to_sum_pass": middle(wholes),
+            "records_too_to_sum_pass": middle(records),
             "window_bytes": window_bytes(counted),
             "log_to_bare_log": middle(logs),
         },

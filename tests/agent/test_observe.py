@@ -105,11 +105,46 @@ def test_rows_fold_into_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None
     for value in values:
         whole.add((0, value, 100, value), 1)
     monkeypatch.setattr("agent.observe.FOLD_ROWS", 7)
+    table = np.array([(0, value, 100, value) for value in values])
+    tables = WindowRows(PLAN, T0, 1.0)
+    for start in range(0, 100, 23):
+        tables.add_table(table[start : start + 23], 1, 1)
+    assert tables.n == 100
+    assert tables.columns() == whole.columns()
     for value in values:
         folded.add((0, value, 100, value), 1)
     ours, theirs = whole.columns()["brightness"], folded.columns()["brightness"]
     assert total(theirs) == theirs.n == 100
     assert (ours.bins, ours.sum, ours.sum_sq) == (theirs.bins, theirs.sum, theirs.sum_sq)  # type: ignore[union-attr]
+
+
+def test_a_batch_is_recorded_and_counted_as_its_rows_are(rig: Rig) -> None:
+    values = np.random.default_rng(3).random(9)
+    table = np.stack([values > 0.5, values, np.zeros(9), values], axis=1)
+    seen = rig.observer.record_table(0, "b", at=T0 + 0.1, latency_us=100, table=table)
+    for i, value in enumerate(values.tolist()):
+        assert rig.see(f"one-{i}", T0 + 0.1, ctx=1, value=value, kind=int(value > 0.5))
+    rig.observer.close_all()
+    assert seen == 9
+    batch, ones = windows(rig.root)
+    assert batch.columns == ones.columns
+    assert (batch.covers["b1"], ones.covers["b1"]) == ((1, 9), (10, 18))
+    records = [item for _, _, item in items(rig.root) if isinstance(item, Prediction)]
+    strip = [(r.at, r.prediction, r.confidence, r.latency_us, r.features) for r in records]
+    assert strip[:9] == strip[9:]
+    assert [r.id for r in records[:9]] == [f"b#{i}" for i in range(9)]
+
+
+def test_rows_of_a_batch_that_were_seen_count_once(rig: Rig) -> None:
+    rows = np.array([(0, 0.3, 0, 0.1), (1, 0.9, 0, 0.9), (0, 0.2, 0, 0.2)])
+    assert rig.see("b#1", T0)
+    assert rig.observer.record_table(0, "b", at=T0, latency_us=7, table=rows) == 2
+    assert rig.observer.record_table(0, "b", at=T0, latency_us=7, table=rows) == 0
+    rig.observer.close_all()
+    (window,) = windows(rig.root)
+    assert window.n == 3
+    assert window.columns["brightness"] == count_numeric([0.3, 0.1, 0.2], EDGES)
+    assert recorded_ids(rig.root) == {"b#0": 1, "b#1": 1, "b#2": 1}
 
 
 def test_an_error_is_counted_in_its_window(rig: Rig) -> None:

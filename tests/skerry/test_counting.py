@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry.counting import count_numeric
-from skerry.sketch import NumericSpec, big_to_int
+from skerry.counting import CHUNK, TableCounter, count_numeric, quantile_spec
+from skerry.sketch import NumericSpec, big_to_int, total
 
 
 def by_hand(values: np.ndarray, spec: NumericSpec) -> tuple[int, int]:
@@ -38,3 +38,50 @@ def test_halves_go_to_even_as_round_does() -> None:
     spec = NumericSpec([0.0, 10.0], scale=1)
     values = np.array([0.5, 1.5, 2.5, 3.5])
     assert big_to_int(count_numeric(values, spec).sum) == 0 + 2 + 2 + 4
+
+
+ODD = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 0.25, 1.0, 1e300, -5e-324]
+
+
+def test_a_table_is_counted_as_its_columns_are_by_hand() -> None:
+    rng = np.random.default_rng(7)
+    specs = [
+        NumericSpec([-1.0, 0.0, 0.5, 1.0], scale=1000),
+        NumericSpec([0.0, 0.25], scale=1),
+        NumericSpec([-1e9, 0.0, 1e9], scale=1_000_000),
+        NumericSpec([1e12, 2e12], scale=10**12),
+    ]
+    table = np.stack(
+        [rng.normal(size=2500), rng.integers(0, 2, 2500), rng.normal(size=2500) * 1e9,
+         rng.uniform(0, 3e12, 2500)]
+    )  # fmt: skip
+    table[0, rng.integers(0, 2500, 300)] = rng.choice(ODD, 300)
+    table[1, 900:1800] = 1.0  # one run over the end of a chunk
+    counter = TableCounter(specs)
+    for start, end in ((0, 1), (1, 1), (1, CHUNK + 7), (CHUNK + 7, 2500)):
+        counter.add(table[:, start:end])
+    for spec, values, found in zip(specs, table, counter.columns(), strict=True):
+        finite = values[np.isfinite(values)]
+        bins = np.histogram(finite, spec.edges)[0].tolist()
+        assert found.bins == bins
+        assert (found.below, found.above) == (
+            int((finite < spec.edges[0]).sum()), int((finite > spec.edges[-1]).sum()),
+        )  # fmt: skip
+        assert total(found) == found.n == 2500
+        assert (found.min, found.max) == (finite.min(), finite.max())
+        assert (big_to_int(found.sum), big_to_int(found.sum_sq)) == by_hand(values, spec)
+        assert found == count_numeric(values, spec)
+    assert [found.run for found in counter.columns()[1:]] == [
+        max(len(run) for run in "".join(str(int(x)) for x in table[1]).replace("01", "0 1")
+            .replace("10", "1 0").split()),
+        1, 1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("extent", [1e-9, 3e-3, 1.0, 7.0, 1e6, 1e15])
+def test_sums_have_the_steps_that_a_column_needs(extent: float) -> None:
+    values = np.random.default_rng(1).uniform(-extent / 2, extent / 2, 1000)
+    spec = quantile_spec(values)
+    found = count_numeric(values, spec)
+    mean = big_to_int(found.sum) / spec.scale / 1000
+    assert abs(mean - values.mean()) < 1e-3 * extent
