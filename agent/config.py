@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from agent.maintenance import parse_windows, parse_zone
 from skerry.errors import NotFoundError, UsageError
+from skerry.ids import check_id
 from skerry.toml import MAX_TOML_BYTES, from_toml
 
 __all__ = ["AgentConfig", "Layout", "load_config"]
@@ -62,6 +63,9 @@ class AgentConfig:
     log_level: str = "info"
     remote_config: bool = True  # the fleet may set what `agent.orders` lists
     remote_logs: bool = True  # the fleet may read the newest lines of the log, redacted
+    feedback_slots: tuple[str, ...] = ()  # whose predictions get labels later; "*": every slot's
+    feedback_predictions: int = 65_536  # held for their labels, 128 bytes of disk each
+    feedback_hold_s: float = 604_800.0  # for so long
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= MAX_PORT:
@@ -81,6 +85,15 @@ class AgentConfig:
                 f"expected download_max_bytes_s of 0 or at least twice download_min_bytes_s, "
                 f"got {fastest} and {slowest}"
             )
+        if not 16 <= self.feedback_predictions <= 1 << 24:
+            raise UsageError(
+                f"expected feedback_predictions of 16 to {1 << 24}, got {self.feedback_predictions}"
+            )
+        if not 1.0 <= self.feedback_hold_s <= 1e9:
+            raise UsageError(f"expected feedback_hold_s of 1 to 1e9, got {self.feedback_hold_s}")
+        for slot in self.feedback_slots:
+            if slot != "*":
+                check_id(str(slot), "feedback slot")
         for url in map(str, self.mirrors):
             if not url.startswith(("http://", "https://")):
                 raise UsageError(f"expected mirrors at http or https addresses, got {url!r}")
@@ -128,6 +141,11 @@ class Layout:
     def spool(self) -> Path:
         """Segments, by boot."""
         return self.root / "spool"
+
+    @property
+    def feedback(self) -> Path:
+        """Predictions that are held for labels that come later."""
+        return self.root / "feedback"
 
     @property
     def status(self) -> Path:

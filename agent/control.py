@@ -56,7 +56,7 @@ from agent.spooler import Spooler
 from agent.staging import Staging
 from agent.state import Database
 from agent.status import Status, read_status, write_status
-from agent.supervisor import Supervisor
+from agent.supervisor import Supervisor, feedback_settings
 from agent.trials import Trials
 from agent.trust import Trust
 from agent.update import Machine, accepts_version
@@ -378,6 +378,7 @@ class Control:
             spool_max_bytes=config.spool_max_bytes,
             max_body_bytes=config.max_body_bytes,
             drain_s=config.drain_s,
+            feedback=feedback_settings(config, self._layout),
         )
 
     def _link_config(self) -> LinkConfig:

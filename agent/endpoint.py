@@ -4,6 +4,7 @@
     GET  /v2/health/live, /v2/health/ready
     GET  /v2/models/{model}[/versions/{v}]       inputs, outputs; also .../ready, /config, /stats
     POST /v2/models/{model}[/versions/{v}]/infer
+    POST /v2/models/{model}[/versions/{v}]/feedback   labels that come later (`agent.feedback`)
     POST /v2/repository/index                    which models there are
 
 What is loaded is the fleet's decision, so loading, unloading, shared memory, tracing
@@ -20,6 +21,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from agent.feedback import Feedback
 from agent.http import HttpError
 from agent.http_types import Request, Response
 from agent.infer import Inference, Served
@@ -41,6 +43,7 @@ class Endpoint:
     Args:
         inference: answers requests for predictions.
         metrics: returns the text of ``/metrics``.
+        feedback: takes labels.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Endpoint:
         inference: Inference,
         *,
         metrics: Callable[[], str],
+        feedback: Feedback,
     ) -> None:
+        self._feedback = feedback
         self._inference = inference
         self._models = inference.models
         self._metrics = metrics
@@ -103,6 +108,8 @@ class Endpoint:
                 return _only("GET", method, partial(self._statistics, [served]))
             case ["infer"]:
                 return _only("POST", method, partial(self._inference, served))
+            case ["feedback"]:
+                return _only("POST", method, partial(self._feedback, served.slot))
             case ["trace", *_]:
                 return _not_offered
         raise HttpError(404, f"a model has no {'/'.join(rest)[:200]!r}")

@@ -16,6 +16,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from agent import oip
+from agent.held import Holder
 from agent.http import HttpError
 from agent.http_types import Request, Response, error_response
 from agent.latency import Latencies
@@ -46,6 +47,7 @@ class Served:
     expired: int = 0
     latencies: Latencies = field(default_factory=Latencies)
     mirror: Mirror | None = None
+    holder: Holder | None = None  # where labels may come later
 
     def stats(self) -> SlotStats:
         """Return what control wants to know."""
@@ -197,6 +199,9 @@ class Inference:
             )
         served.answered += new
         served.repeated += job.rows - new
+        if served.holder is not None:
+            said = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
+            served.holder.hold(id, at, self._observer.window_s, said, known=new < job.rows)
         if served.mirror is not None:
             if job.rows == 1:
                 classes, confidences = [row.prediction], [row.confidence]

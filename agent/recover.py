@@ -23,6 +23,8 @@ from typing import Final
 
 import msgspec
 
+from agent.labels import Entry as LabelEntry
+from agent.labels import Label, Labels
 from agent.observe import Observer, WindowRows, window_start
 from agent.segments import (
     DONE,
@@ -41,13 +43,14 @@ from agent.segments import (
 from agent.spool import Spool
 from skerry.canonical import to_msgpack
 from skerry.errors import FormatError, NotFoundError
-from skerry.records import Context, Item, Loss, Prediction, SketchWindow
+from skerry.records import Context, Errors, Item, Loss, Prediction, SketchWindow
 
 __all__ = ["Recovery", "foreign_contexts"]
 
-_ITEM: Final = msgspec.msgpack.Decoder(Item)
-Covered = dict[tuple[str, Context], list[tuple[int, int]]]
-Entry = tuple[Header, int, Item]
+Record = Item | Label  # labels stay on the device
+_RECORD: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
+Covered = dict[tuple[str, Context | None], list[tuple[int, int]]]  # None: labels
+Entry = tuple[Header, int, Record]
 
 
 def foreign_contexts(root: Path) -> dict[Context, CountPlan]:
@@ -85,11 +88,19 @@ class Recovery:
         observer: where rebuilt windows are written.
         contexts: of the spool's header; those of `foreign_contexts` are among them.
         os_boot: the machine's boot id.
+        labels: counts labels that others took.
     """
 
     def __init__(
-        self, root: Path, spool: Spool, observer: Observer, contexts: list[Context], os_boot: str
+        self,
+        root: Path,
+        spool: Spool,
+        observer: Observer,
+        contexts: list[Context],
+        os_boot: str,
+        labels: Labels | None = None,
     ) -> None:
+        self._labels = labels or Labels(spool, observer.window_s)
         self._root = root
         self._spool = spool
         self._observer = observer
@@ -133,6 +144,8 @@ class Recovery:
             for _, _, item in follower.poll():
                 if isinstance(item, Prediction):
                     self._observer.recent.add(item.id)
+                elif isinstance(item, Label):
+                    self._labels.seen(item)
 
     @property
     def follows(self) -> bool:
@@ -167,7 +180,9 @@ class Recovery:
         finished: set[str] = set()
         for boot in names:
             windows = _uncounted(boot, dead[boot].entries, covered)
-            if all(self._write(boot, context, window) for context, window in windows):
+            counted = all(self._write(boot, context, window) for context, window in windows)
+            left = _uncounted_labels(boot, dead[boot].entries, covered)
+            if counted and self._labels.rebuild(boot, left):
                 finished.add(boot)
                 rebuilt += len(windows)
                 self._say_loss(boot, dead[boot])
@@ -199,6 +214,10 @@ class Recovery:
                 if isinstance(item, SketchWindow) and item.ctx < len(header.contexts):
                     for name, span in item.covers.items():
                         covered.setdefault((name, header.contexts[item.ctx]), []).append(span)
+                        dead.covers.add(name)
+                elif isinstance(item, Errors):
+                    for name, span in item.covers.items():
+                        covered.setdefault((name, None), []).append(span)
                         dead.covers.add(name)
         dead.covers.discard(boot)
         return dead
@@ -286,6 +305,15 @@ def _uncounted(
     return windows
 
 
+def _uncounted_labels(boot: str, entries: list[Entry], covered: Covered) -> list[LabelEntry]:
+    spans = covered.get((boot, None), ())
+    return [
+        (seq, item)
+        for _, seq, item in entries
+        if isinstance(item, Label) and not any(first <= seq <= last for first, last in spans)
+    ]
+
+
 def _entries(path: Path) -> Iterator[Entry]:
     try:
         with SegmentReader(path) as reader:
@@ -298,7 +326,7 @@ def _drain(reader: SegmentReader) -> Iterator[Entry]:
     while batch := reader.read():
         for seq, payload in batch:
             try:
-                item = _ITEM.decode(payload)
+                item = _RECORD.decode(payload)
             except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: no UTF-8
                 continue  # written by another version; control reports it
             yield reader.header, seq, item

@@ -27,9 +27,11 @@ import msgspec
 import numpy as np
 
 from agent.endpoint import Endpoint
+from agent.feedback import Feedback
 from agent.http import HttpServer
 from agent.http_types import Limits
 from agent.infer import Inference, Served
+from agent.labels import Labels
 from agent.logs import log_beside
 from agent.loop import Loop
 from agent.metrics import metrics_text
@@ -97,8 +99,19 @@ class Server:
         self._syncer = _Syncer(loop)
         recent = RecentIds(config.recent_ids)
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
-        self._recovery = Recovery(root, self._spool, self._observer, header.contexts, os_boot)
-        self._models = [Served(slot, model, ctx) for ctx, (slot, model, _) in enumerate(models)]
+        self._feedback = Feedback(config.feedback, catch_up=lambda: self._recovery.catch_up())
+        self._labels = Labels(
+            self._spool, config.window_s,
+            seen=self._feedback.seen, sync=self._feedback.sync if config.sync_s else None,
+        )  # fmt: skip
+        self._recovery = Recovery(
+            root, self._spool, self._observer, header.contexts, os_boot, self._labels
+        )
+        self._models = [
+            Served(slot, model, ctx, holder=self._feedback.holder(slot, model.manifest, plan))
+            for ctx, (slot, model, plan) in enumerate(models)
+        ]
+        self._feedback.labels = self._labels
         self._inference = Inference(
             self._models, self._observer,
             before_look_up=self._recovery.catch_up, call=loop.call,
@@ -106,7 +119,7 @@ class Server:
         )  # fmt: skip
         self._http = HttpServer(
             loop,
-            Endpoint(self._inference, metrics=self._metrics),
+            Endpoint(self._inference, metrics=self._metrics, feedback=self._feedback),
             Limits(config.max_body_bytes, config.max_queue, config.max_connections),
             self._inference.flush,
         )
@@ -123,6 +136,7 @@ class Server:
     def set_window(self, window_s: float) -> None:
         """Count in windows of this length from now on."""
         self._observer.set_window(window_s)
+        self._labels.window_s = window_s
 
     def mirror(self, message: MirrorTo) -> None:
         """Show requests of a slot to a shadow, or no more."""
@@ -142,7 +156,10 @@ class Server:
     def tick(self) -> float:
         """Do what time asks for, and return the seconds until it asks again."""
         now = time.time()
+        self._labels.tick(time.monotonic())
         self._observer.close_due(now)
+        if not self._syncer.busy and (job := self._labels.take_sync()) is not None:
+            self._syncer.do(job)
         self._http.expire()
         self._recovery.look(rebuild=not self._http.load.draining)
         if self._inference.longest_s() > self._config.hang_s:
@@ -155,8 +172,9 @@ class Server:
 
         def end() -> None:
             self._syncer.close()
+            labelled = self._labels.close()
             self._observer.close_all()
-            self._spool.close(counted=self._observer.all_written)
+            self._spool.close(counted=self._observer.all_written and labelled)
             done()
 
         self._http.drain(self._config.drain_s, end)
@@ -171,7 +189,8 @@ class Server:
             self._syncer.do(self._spool.take_sync())
 
     def _metrics(self) -> str:
-        return metrics_text(self._models, self._observer, self._spool, self._http.load)
+        text = metrics_text(self._models, self._observer, self._spool, self._http.load)
+        return text + self._feedback.metrics()
 
 
 def main(argv: list[str] | None = None) -> int:

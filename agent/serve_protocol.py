@@ -31,6 +31,7 @@ __all__ = [
     "Drain",
     "Drained",
     "Failed",
+    "FeedbackSettings",
     "Frames",
     "FromServe",
     "MirrorTo",
@@ -70,6 +71,15 @@ class ServeSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     baseline_file: str
 
 
+class FeedbackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which predictions are held for labels that come later."""
+
+    folder: str = ""
+    slots: list[str] = []  # whose; ``*`` is every one's
+    predictions: int = 65_536  # at most so many
+    hold_s: float = 604_800.0
+
+
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a serve process is told at its start, as a JSON file.
 
@@ -93,6 +103,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections: int = 256
     drain_s: float = 10.0
     hang_s: float = 30.0
+    feedback: FeedbackSettings = FeedbackSettings()
 
 
 class Accept(msgspec.Struct, frozen=True, tag="accept"):

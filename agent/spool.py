@@ -87,6 +87,7 @@ class Spool:
         self.lost_total = 0
         self._reserved = self._durable_reserve = 0
         self._settled = 0
+        self.uncounted_from = 0  # first seq that is in no counts yet, whoever else is; 0: none
         self._number = 0
         self._view: mmap.mmap | None = None
         self._fd = -1
@@ -140,6 +141,8 @@ class Spool:
 
     def settle(self, upto: int) -> None:
         """Say that every prediction up to this seq is in a written window."""
+        if self.uncounted_from:
+            upto = min(upto, self.uncounted_from - 1)
         if upto > self._settled:
             self._settled = upto
             if self._view is not None:

@@ -18,9 +18,11 @@ from typing import Final
 import msgspec
 
 from agent.child import CONFIG_PREFIX, Child, StartFailed
+from agent.config import AgentConfig, Layout
 from agent.serve_protocol import (
     Accept,
     Drain,
+    FeedbackSettings,
     MirrorTo,
     ServeConfig,
     ServeSlot,
@@ -29,7 +31,7 @@ from agent.serve_protocol import (
 )
 from skerry.wire import LiveStats
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "feedback_settings"]
 
 log = logging.getLogger(__name__)
 
@@ -240,3 +242,13 @@ class Supervisor:
         task = asyncio.create_task(child.finish(timeout_s), name=f"serve-{child.pid}-drain")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+def feedback_settings(config: AgentConfig, layout: Layout) -> FeedbackSettings:
+    """Return how serve holds predictions for labels that come later."""
+    return FeedbackSettings(
+        folder=str(layout.feedback.absolute()),
+        slots=list(config.feedback_slots),
+        predictions=config.feedback_predictions,
+        hold_s=config.feedback_hold_s,
+    )

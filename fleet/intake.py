@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from skerry.errors import FormatError
-from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip
+from skerry.feedback import check_errors
+from skerry.records import Context, Errors, Item, Loss, Prediction, SketchWindow, Skip
 from skerry.sketch import (
     MAX_BINS,
     CategoricalCounts,
@@ -31,6 +32,7 @@ MAX_PLATFORM: Final = 100  # characters; hw_class adds a flag to it
 MAX_MARK: Final = 64  # characters
 MAX_MESSAGE: Final = 4096  # characters of a text for people
 MAX_INT: Final = (1 << 63) - 1  # what both databases keep in a column
+MAX_WINDOW_S: Final = 1e9
 MAX_COLUMNS: Final = 128
 MAX_SLOTS: Final = 32
 MAX_ASSIGNMENTS: Final = 64
@@ -68,8 +70,7 @@ def sound_items(
         contexts: of the batch; a record names one by its position.
         specs: how the columns of a bundle are counted, None for an unknown bundle.
     """
-    good_contexts = [all(map(_is_text, (c.slot, c.model, c.model_version, c.bundle, c.variant)))
-                     for c in contexts]  # fmt: skip
+    good_contexts = list(map(_is_sound_context, contexts))
 
     def sound(seq: int, item: Item) -> bool:
         if not 0 < seq <= MAX_INT:
@@ -78,6 +79,8 @@ def sound_items(
             return True
         if isinstance(item, Loss):
             return _is_text(item.boot) and _is_text(item.reason) and _is_count(item.at_most)
+        if isinstance(item, Errors):
+            return _are_sound_errors(item)
         if not 0 <= item.ctx < len(contexts) or not good_contexts[item.ctx]:
             return False
         if isinstance(item, Prediction):
@@ -143,6 +146,24 @@ def _is_sound_window(item: SketchWindow, specs: Mapping[str, ColumnSpec] | None)
             check_column(column, spec or _own_spec(column))
     except FormatError:
         return False
+    return True
+
+
+def _is_sound_context(c: Context) -> bool:
+    return all(map(_is_text, (c.slot, c.model, c.model_version, c.bundle, c.variant)))
+
+
+def _are_sound_errors(item: Errors) -> bool:
+    if not all(map(_is_sound_context, item.contexts)):
+        return False
+    for sketch in item.sketches:
+        times = math.isfinite(sketch.start) and 0 < sketch.length_s <= MAX_WINDOW_S
+        if not (times and 0 <= sketch.ctx < len(item.contexts) and 0 < sketch.n <= MAX_INT):
+            return False
+        try:
+            check_errors(sketch)
+        except FormatError:
+            return False
     return True
 
 

@@ -27,6 +27,7 @@ from fleet.api.views import (
 from fleet.database import Database
 from fleet.dispatch import RETURN_STAGE
 from fleet.hardware import Seen, hardware, known_of
+from fleet.labels import LabelReport, label_report
 from fleet.plan import Rollout
 from fleet.rollout_rows import StoredVerdict
 from skerry.canonical import from_json
@@ -179,6 +180,11 @@ class Queries:
             found = connection.execute(select(t.c.body).where(t.c.model == model)).scalar()
         empty: dict[str, Any] = {"at": None, "devices": [], "groups": []}
         return json.loads(found) if found else empty
+
+    def labels(self, model: str, since: float) -> LabelReport:
+        """Return how right a model's releases were in windows since a time (Unix seconds)."""
+        with self._database.read() as connection:
+            return label_report(connection, model, since)
 
     def alerts(self) -> list[AlertView]:
         """Return every alert, newest first."""

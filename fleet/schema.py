@@ -302,6 +302,27 @@ windows = Table(
     Index(None, "start"),
 )
 
+error_windows = Table(  # of predictions whose labels came later
+    "error_windows",
+    METADATA,
+    Column("device", Id, primary_key=True),
+    Column("boot", String(64), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("place", Integer, primary_key=True, autoincrement=False),  # in its record
+    Column("context", BigInteger, nullable=False),
+    Column("start", Double, nullable=False),  # of the window of the predictions
+    Column("length_s", Double, nullable=False),
+    Column("n", BigInteger, nullable=False),  # labelled predictions
+    Column("correct", BigInteger),  # NULL where they are values
+    Column("measured", BigInteger, nullable=False),  # whose error is a finite number
+    Column("abs_total", Double, nullable=False),  # sum of absolute errors
+    Column("sq_total", Double, nullable=False),  # of their squares
+    Column("body", LargeBinary, nullable=False),  # feedback.ErrorSketch, MessagePack
+    Column("stored_at", Double, nullable=False),
+    Index(None, "context", "start"),
+    Index(None, "start"),
+)
+
 losses = Table(
     "losses",
     METADATA,

@@ -13,11 +13,13 @@ from sqlalchemy import Connection, Table, func, insert, select, update
 
 from fleet.database import Database, upsert
 from fleet.ingest import AssignmentRecord, Run
+from fleet.labels import error_row
 from fleet.schema import (
     assignments,
     commands,
     contexts,
     devices,
+    error_windows,
     ingest_cursors,
     liveness,
     losses,
@@ -36,7 +38,7 @@ from skerry.canonical import from_msgpack, to_json, to_msgpack
 from skerry.keys import PublicKey
 from skerry.manifest import Baseline
 from skerry.profile import hw_class
-from skerry.records import Context, Loss, Prediction, SketchWindow
+from skerry.records import Context, Errors, Loss, Prediction, SketchWindow
 from skerry.sketch import ColumnSpec
 from skerry.states import ASSIGNMENT_ENDS
 from skerry.wire import AssignmentReport, Health, Hello, Reported, Result, Step, Up
@@ -98,7 +100,9 @@ class TelemetryTransaction:
         self._known = known
         self.new_contexts: dict[ContextKey, int] = {}
         self._cursors: dict[tuple[str, str], Rows] = {}
-        self._gathered: dict[str, list[Rows]] = {"predictions": [], "windows": [], "losses": []}
+        self._gathered: dict[str, list[Rows]] = {
+            "predictions": [], "windows": [], "errors": [], "losses": []
+        }  # fmt: skip
         self._life: dict[str, Rows] = {}
         self._voices: dict[str, Voice] = {}
         self._spoke: set[str] = set()  # devices of which something new was heard
@@ -127,7 +131,7 @@ class TelemetryTransaction:
         row.update(upto=run.upto, skipped=row["skipped"] + run.skipped, updated_at=now)
         row["moved"] = True
         for seq, item in run.items:
-            where = {"device": run.device, "boot": run.boot, "seq": seq}
+            where: Rows = {"device": run.device, "boot": run.boot, "seq": seq}
             match item:
                 case Prediction():
                     context = self._context(run.contexts[item.ctx])
@@ -135,6 +139,11 @@ class TelemetryTransaction:
                 case SketchWindow():
                     context = self._context(run.contexts[item.ctx])
                     self._gathered["windows"].append(where | _window(item, context, now))
+                case Errors():
+                    for place, sketch in enumerate(item.sketches):
+                        context = self._context(item.contexts[sketch.ctx])
+                        row = error_row(sketch, context, now)
+                        self._gathered["errors"].append(where | {"place": place} | row)
                 case Loss():
                     self._gathered["losses"].append(where | _loss(item, now))
 
@@ -269,6 +278,7 @@ class TelemetryTransaction:
         ]
         self._insert(predictions, self._gathered["predictions"])
         self._insert(windows, self._gathered["windows"])
+        self._insert(error_windows, self._gathered["errors"])
         self._insert(losses, self._gathered["losses"])
         if moved:
             statement = upsert(self._connection, ingest_cursors, ["device", "boot"])

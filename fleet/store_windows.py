@@ -6,7 +6,7 @@ from sqlalchemy import delete, exists, func, select
 
 from fleet.database import Database, upsert
 from fleet.drift import DriftReport
-from fleet.schema import contexts, drift_reports, predictions, windows
+from fleet.schema import contexts, drift_reports, error_windows, predictions, windows
 from fleet.windows import DeviceWindow
 from skerry.canonical import from_json, from_msgpack, to_json
 from skerry.sketch import Column, merge_columns
@@ -110,17 +110,18 @@ class WindowStore:
 
     def prune(self, *, predictions_before: float, windows_before: float, limit: int) -> int:
         """Forget old predictions and windows, at most `limit` rows of each; return how many."""
-        p, w = predictions.c, windows.c
+        p, w, e = predictions.c, windows.c, error_windows.c
         with self._db.write() as connection:
             old = select(p.n).where(p.at < predictions_before).order_by(p.at).limit(limit)
             gone = connection.execute(delete(predictions).where(p.n.in_(old))).rowcount
-            starts = list(
-                connection.scalars(
-                    select(w.start).where(w.start < windows_before).order_by(w.start).limit(limit)
+            for table, start in ((windows, w.start), (error_windows, e.start)):
+                starts = list(
+                    connection.scalars(
+                        select(start).where(start < windows_before).order_by(start).limit(limit)
+                    )
                 )
-            )
-            if starts:
-                gone += connection.execute(
-                    delete(windows).where(w.start <= starts[-1], w.start < windows_before)
-                ).rowcount
+                if starts:
+                    gone += connection.execute(
+                        delete(table).where(start <= starts[-1], start < windows_before)
+                    ).rowcount
         return gone

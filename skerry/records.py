@@ -9,9 +9,10 @@ from typing import Annotated
 
 import msgspec
 
+from skerry.feedback import ErrorSketch
 from skerry.sketch import Column
 
-__all__ = ["Context", "Item", "Loss", "Prediction", "SketchWindow", "Skip", "width"]
+__all__ = ["Context", "Errors", "Item", "Loss", "Prediction", "SketchWindow", "Skip", "width"]
 
 
 class Context(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +49,17 @@ class SketchWindow(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     covers: dict[str, tuple[int, int]] = {}  # per boot: first and last seq counted in it
 
 
+class Errors(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+    """Errors of predictions made earlier, whose labels have come since.
+
+    The contexts are its own: those predictions may be of a release that serves no more.
+    """
+
+    contexts: list[Context]
+    sketches: list[ErrorSketch]
+    covers: dict[str, tuple[int, int]] = {}  # per boot: first and last seq of the labels in it
+
+
 class Loss(msgspec.Struct, frozen=True, array_like=True, tag="l"):
     """Records that the device no longer has, said rather than hidden."""
 
@@ -62,7 +74,7 @@ class Skip(msgspec.Struct, frozen=True, array_like=True, tag="k"):
     count: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 
 
-Item = Prediction | SketchWindow | Loss | Skip
+Item = Prediction | SketchWindow | Errors | Loss | Skip
 
 
 def width(item: Item) -> int:

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from fleet.api import views
+from fleet.labels import LabelReport
 from fleet.plan import Plan
 from fleet.store_alerts import CommandRow
 from skerry.wire import Policy
@@ -19,6 +20,7 @@ ANSWERS: Final[dict[tuple[str, str], type]] = {
     ("POST", "/devices/preauthorize"): views.TokenView,
     ("GET", "/rollouts/{rollout}"): views.RolloutView,
     ("POST", "/rollouts/{rollout}/{action}"): views.RolloutView,
+    ("GET", "/labels"): LabelReport,
     ("GET", "/predictions/ids"): views.IdPage,
     ("GET", "/accounting"): views.Accounting,
     ("GET", "/policy"): Policy,

@@ -13,7 +13,7 @@ from fleet.queries import Queries
 from skerry.canonical import to_json
 from skerry.errors import UsageError
 
-__all__ = ["QUERIES", "STOPPING", "answer", "in_thread", "number", "routes"]
+__all__ = ["DAY_S", "LABEL_DAYS", "QUERIES", "STOPPING", "answer", "in_thread", "number", "routes"]
 
 T = TypeVar("T")
 QUERIES: Final = web.AppKey("queries", Queries)
@@ -21,6 +21,8 @@ STOPPING: Final = web.AppKey("stopping", asyncio.Event)  # an open stream must n
 CHANGES_EVERY_S: Final = 0.5
 KEEP_ALIVE_S: Final = 15.0
 MAX_DIGITS: Final = 15
+DAY_S: Final = 86_400.0
+LABEL_DAYS: Final = 30
 
 routes = web.RouteTableDef()
 
@@ -115,6 +117,13 @@ async def drift_histograms(request: web.Request) -> web.Response:
         request.query.get("slice"),
     )
     return answer({"items": found, "next": None})
+
+
+@routes.get("/api/v1/labels")
+async def labels(request: web.Request) -> web.Response:
+    """Show how right a model's releases were, by the labels that came later."""
+    since = time.time() - DAY_S * number(request, "days", LABEL_DAYS)
+    return answer(await in_thread(request.app[QUERIES].labels, _required(request, "model"), since))
 
 
 @routes.get("/api/v1/alerts")

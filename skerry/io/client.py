@@ -11,10 +11,10 @@ counted twice.
 
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -32,7 +32,7 @@ from skerry.errors import (
 from skerry.manifest import ReadingKind
 from skerry.tensors import DTYPES, datatype_of, from_raw, to_raw
 
-__all__ = ["Answer", "Client", "ModelInfo", "Parameters", "Port", "Reading"]
+__all__ = ["Answer", "Client", "Label", "ModelInfo", "Parameters", "Port", "Reading"]
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 1 << 30
@@ -48,6 +48,19 @@ class Answer:
     model_version: str
     bundle: str
     variant: str
+
+
+Label = str | int | float | bool | Sequence[str | int | float | bool | None]
+Became = Literal["joined", "duplicate", "conflict", "unknown"]
+
+
+class _Became(msgspec.Struct):
+    id: str
+    status: Became
+
+
+class _Feedback(msgspec.Struct):
+    results: list[_Became]
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -181,6 +194,37 @@ class Client:
         if status != 200:
             raise _refusal(status, body, self._url)
         return _answer(got, body)
+
+    def feedback(self, model: str, id: str, label: Label) -> Became | list[Became]:
+        """Tell what a prediction should have been; may be said again.
+
+        Args:
+            model: its name.
+            id: of the request, as its `Answer` has it.
+            label: a number where the prediction is a value, else the name or the number of a
+                class; of a batch a list with one for each row, None for those without.
+
+        Returns:
+            ``joined``, ``duplicate`` (it has this label already), ``conflict`` (it has another
+            one, which holds) or ``unknown`` (no such prediction is held, or no longer); of a
+            list one for each label in it.
+
+        Raises:
+            UsageError: no label for this model, or the device awaits none.
+            NotFoundError: no such model.
+            UnreachableError: the connection broke, or the device has no room; say it again.
+        """
+        many = isinstance(label, Sequence) and not isinstance(label, str)
+        said = msgspec.json.encode({"id": id, "label": label})
+        path = f"/v2/models/{quote(model, safe='')}/feedback"
+        status, _, body = self._ask("POST", path, "", said)
+        if status not in (200, 409):
+            raise _refusal(status, body, self._url)
+        try:
+            became = [row.status for row in msgspec.json.decode(body, type=_Feedback).results]
+        except msgspec.DecodeError as error:
+            raise FormatError(f"expected what became of labels: {error}") from None
+        return became if many else became[0]
 
     def describe(self, model: str) -> ModelInfo:
         """Return a model's inputs and outputs, and which release it is.

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from agent.labels import Label
 from agent.segments import boots, iter_records, segments
 from agent.serve_protocol import (
     Accept,
@@ -427,12 +428,12 @@ class Serve:
         return self.process.stderr.read().decode()
 
 
-def items(spool: Path) -> Iterator[tuple[str, int, Item]]:
+def items(spool: Path) -> Iterator[tuple[str, int, Item | Label]]:
     """Every record of a spool: boot, seq, record."""
     for boot in boots(spool):
         for path in segments(spool / boot):
             for seq, payload in iter_records(path):
-                yield boot, seq, msgspec.msgpack.decode(payload, type=Item)
+                yield boot, seq, msgspec.msgpack.decode(payload, type=Item | Label)
 
 
 def recorded_ids(spool: Path) -> Counter[str]:
