@@ -21,7 +21,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check check-wheel deb mutants fuzz crash bench-trust bench-compile bench-agent lock clean
-.PHONY: help venv demo test check check-wheel mutants fuzz bench-trust bench-compile bench-agent lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:

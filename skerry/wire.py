@@ -10,7 +10,7 @@ random at each start of the process that numbers, `seq` counts from 1. Downward,
     device                                    fleet
     hello      after every connect      ->    answers with desired, if it differs; the time
     reported   whole state, versioned   ->    ack.reported
-    telemetry  a run of records         ->    stored once, committed, then ack.upto
+    telemetry  a run of records, packed ->    stored once, committed, then ack.upto
     result     of a command, by id      ->    ack.results
 
 Unknown keys are ignored, so that either side may be newer; a breaking change is a
@@ -26,6 +26,7 @@ import msgspec
 from skerry.canonical import from_msgpack, to_msgpack
 from skerry.errors import FormatError, TrustError
 from skerry.keys import PublicKey, Signer
+from skerry.packing import pack, unpack
 from skerry.profile import Inventory
 from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip, width
 from skerry.trials import Shadow, ShadowReport, Trial
@@ -325,7 +326,8 @@ def seal_up(
     mark: str = "",
 ) -> bytes:
     """Return the signed bytes of one upward message."""
-    raw = msgspec.Raw(to_msgpack(body))
+    said = to_msgpack(body)
+    raw = msgspec.Raw(to_msgpack(pack(said)) if type == "telemetry" else said)
     up = Up(
         v=VERSION, dev=dev, boot=boot, seq=seq, ts=ts, mono=mono, type=type, body=raw, exp=exp,
         mark=mark,
@@ -384,7 +386,10 @@ def open_up(data: bytes, key: PublicKey, *, device: str) -> tuple[Up, UpBody]:
         raise TrustError(
             f"expected a message of {device}, got one of {up.dev[:64]}", "wrong_device"
         )
-    return up, from_msgpack(bytes(up.body), _UP_BODY[up.type], limit=MAX_MESSAGE_BYTES)
+    said = bytes(up.body)
+    if up.type == "telemetry":
+        said = unpack(from_msgpack(said, bytes, limit=MAX_MESSAGE_BYTES), limit=MAX_MESSAGE_BYTES)
+    return up, from_msgpack(said, _UP_BODY[up.type], limit=MAX_MESSAGE_BYTES)
 
 
 def open_down(

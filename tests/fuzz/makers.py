@@ -13,6 +13,7 @@ from skerry.bundle import write_bundle
 from skerry.canonical import sha256
 from skerry.delta import HEAD_BYTES, filters
 from skerry.errors import FormatError
+from skerry.packing import pack, unpack
 from tests.fuzz.good import LAYERS, MANIFEST
 from tests.fuzz.mutate import damage_bytes, damage_value
 
@@ -41,11 +42,25 @@ def spoilt_message(rng: Random, data: bytes) -> bytes:
         payload, key_id, signature = msgpack.unpackb(data, strict_map_key=False)
         if rng.random() < 0.2:
             payload = damage_bytes(rng, payload, [data], longest=1 << 16)
+        elif rng.random() < 0.6:
+            payload = _spoilt_batch(rng, payload)
         else:
             payload = msgpack_tree(rng, payload)
         return bytes(msgpack.packb([payload, key_id, signature]))
     except (ValueError, TypeError, msgpack.UnpackException):
         return msgpack_tree(rng, data)
+
+
+def _spoilt_batch(rng: Random, payload: bytes) -> bytes:
+    """Spoil what is packed in the payload of telemetry, as a device with its key could."""
+    up = msgpack.unpackb(payload, strict_map_key=False)
+    if not isinstance(up, dict) or not isinstance(up.get("body"), bytes):
+        return msgpack_tree(rng, payload)
+    try:
+        up["body"] = pack(msgpack_tree(rng, unpack(up["body"], limit=1 << 17)))
+    except FormatError:
+        return msgpack_tree(rng, payload)
+    return bytes(msgpack.packb(up))
 
 
 def spoilt_bundle(rng: Random, data: bytes) -> bytes:
