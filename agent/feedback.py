@@ -42,7 +42,7 @@ from skerry.manifest import Manifest
 from skerry.records import Context
 from skerry.sketch import NumericSpec
 
-__all__ = ["Feedback", "JoinPlan", "read_label"]
+__all__ = ["Feedback", "JoinPlan", "read_label", "read_rows"]
 
 MAX_ROWS: Final = 4096  # labels of one request
 MAX_ID: Final = 140  # characters: a request's id, '#' and a row's number
@@ -162,7 +162,7 @@ class Feedback:
                 "device's settings, and ask again with predictions made after that",
             )
         try:
-            rows, single = _read_rows(request.body)
+            rows, single = read_rows(request.body)
             with held.alone():
                 self._catch_up()
                 now = time.time()
@@ -261,8 +261,12 @@ def read_label(plan: JoinPlan, label: Any) -> float:
     )
 
 
-def _read_rows(body: bytes) -> tuple[list[tuple[str, Any]], bool]:
-    """Return the labels of a request, and whether it is about a single prediction."""
+def read_rows(body: bytes) -> tuple[list[tuple[str, Any]], bool]:
+    """Return the labels of a request by id, and whether it is about a single prediction.
+
+    Raises:
+        UsageError: no labels in JSON, or too many.
+    """
     try:
         keys = _BODY.decode(body)
         many = "feedback" in keys

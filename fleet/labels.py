@@ -253,7 +253,7 @@ def _class_names(connection: Connection, bundle: str) -> list[str]:
 
 
 def _mean(total: float | None, n: int | None) -> float | None:
-    return total / n if n and total is not None else None
+    return float(total) / int(n) if n and total is not None else None
 
 
 def _root(value: float | None) -> float | None:

@@ -65,6 +65,7 @@ class World:
         self.agents: dict[str, AgentProcess] = {}
         self.api: FleetApi
         self.run_info: dict[str, Any] = {}
+        self.agent_settings = ""  # of every agent, in TOML
         self._fleet: subprocess.Popen[bytes] | None = None
         # one core is two here: a math library that starts a thread per core only gets in the way
         self._env = os.environ | {
@@ -160,10 +161,12 @@ class World:
     def start_agent(self, device: str) -> None:
         """Start the agent of an enrolled device."""
         agent = self.agents[device]
-        agent.process = self._start(
-            ["-m", "agent", "run", "--state", str(agent.state), "--port", str(agent.port)],
-            f"{device}.log",
-        )
+        command = ["-m", "agent", "run", "--state", str(agent.state), "--port", str(agent.port)]
+        if self.agent_settings:
+            settings = self.root / "agent.toml"
+            settings.write_text(self.agent_settings)
+            command += ["--config", str(settings)]
+        agent.process = self._start(command, f"{device}.log")
 
     def freeze_agent(self, device: str, in_flight: Callable[[], int]) -> tuple[dict[str, Any], int]:
         """Stop a device's processes at a moment when requests and records are under way.

@@ -10,7 +10,7 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fleet.api.auth import COOKIE, SESSION_S, Sessions
-from fleet.api.reads import QUERIES, in_thread
+from fleet.api.reads import DAY_S, LABEL_DAYS, QUERIES, in_thread
 from fleet.api.views import RolloutView
 from fleet.console.charts import histogram_svg, interval_svg
 from fleet.histograms import Histogram, histograms
@@ -132,6 +132,7 @@ async def drift(request: web.Request) -> web.Response:
     models = sorted({release.model for release in await in_thread(queries.releases)})
     model = request.query.get("model", models[0] if models else "")
     report = await in_thread(queries.drift, model)
+    labels = await in_thread(queries.labels, model, time.time() - DAY_S * LABEL_DAYS)
     alerts = sorted(await in_thread(queries.alerts), key=lambda a: STATES.index(a.state))
     device = request.query.get("device") or _most_telling(report)
     charts = await in_thread(histograms, queries, device, model, LIVE_WINDOWS) if device else []
@@ -142,6 +143,8 @@ async def drift(request: web.Request) -> web.Response:
         models=models,
         model=model,
         report=report,
+        labels=labels.releases[:MODELS_SHOWN],
+        label_days=LABEL_DAYS,
         alerts=alerts[:ALERTS_SHOWN],
         more=max(0, len(alerts) - ALERTS_SHOWN),
         device=device,

@@ -17,7 +17,8 @@ from fleet.analysis import AnalysisPlan
 from fleet.ingest import Ingest
 from fleet.plan import Plan, StagePlan
 from fleet.registry import Claim, DeviceRecord
-from skerry.records import Context, SketchWindow
+from skerry.feedback import ErrorSketch
+from skerry.records import Context, Errors, SketchWindow
 from skerry.states import DeviceState
 from skerry.wire import AssignmentReport, Batch, Hello, ReleaseRef, Reported, Step
 from tests.fakes.backend import TOKEN, FakeBackend, listening, new_store, with_commands
@@ -134,6 +135,20 @@ class Play:
         if messages:
             self.ingest.take(messages, at)
 
+    def label(self, seconds: int) -> None:
+        """Let labels come for what was predicted in the last so many seconds."""
+        begin = float(int(self.now.timestamp()) - seconds)
+        for place, (name, ref) in enumerate(sorted(self._runs.items())):
+            context = Context("reader", "reader", ref.model_version, ref.bundle, ref.variant)
+            wrong = [3 if name in SMUDGED else place % 2, 1]
+            sketches = [
+                ErrorSketch(0, begin + i, 1.0, 20 + sum(wrong), 20,
+                            [0, 0, 12, *([0, 1, wrong[0]] if wrong[0] else []), 1, 0, 1, 1, 1, 8])
+                for i in range(seconds)
+            ]  # fmt: skip
+            batch = Batch(next(self._numbers[name]), [], [Errors([context], sketches)])
+            self.ingest.take([self.voices[name].say("telemetry", batch)], self.now.timestamp())
+
 
 def busy_backend(folder: Path) -> Play:
     """Play three rollouts, of which the last is bad, and smudge two lenses; ends about now."""
@@ -149,6 +164,7 @@ def busy_backend(folder: Path) -> Play:
     play.run(14)
     play.changed |= {name: {"shift": -1.4} for name in SMUDGED}
     play.run(4)
+    play.label(10)
     return play
 
 

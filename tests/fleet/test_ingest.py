@@ -12,13 +12,15 @@ from fleet import schema
 from fleet.ingest import Ingest, Message, above_cursor, replay
 from fleet.store import Store
 from skerry.errors import InvalidTransition
+from skerry.feedback import ErrorSketch
 from skerry.keys import Signer
 from skerry.profile import Inventory
-from skerry.records import Context, Loss, Skip
+from skerry.records import Context, Errors, Loss, Skip
 from skerry.sketch import CategoricalCounts
 from skerry.wire import Ack, Batch, Hello, LiveStats, ReleaseRef, Reported, Result
 from tests.fakes.reporter import (
     BUNDLE,
+    CONTEXT,
     FLEET,
     INVENTORY,
     SHARDS,
@@ -308,6 +310,11 @@ def test_a_rejected_device_is_not_heard(
             window(1000.0, 4), columns={"prediction": CategoricalCounts(9, [1, 2])}
         ),
         Loss("boot\n", 1, "quota"),
+        Errors([CONTEXT], [ErrorSketch(1, 0.0, 1.0, 3, 3)]),
+        Errors([CONTEXT], [ErrorSketch(0, 0.0, 1.0, 3, 3), ErrorSketch(0, 0.0, 1.0, 3, 4)]),
+        Errors([Context("", "m", "1", "b", "v")], [ErrorSketch(0, 0.0, 1.0, 3, 3)]),
+        Errors([CONTEXT], [ErrorSketch(0, inf, 1.0, 3, 3)]),
+        Errors([CONTEXT], [ErrorSketch(0, 0.0, 1.0, 1 << 63, 3)]),
     ],
 )
 def test_an_unsound_record_is_left_out_and_its_number_used_up(

@@ -27,7 +27,9 @@ from fleet import change, offline, roles
 from fleet.keystore import ONLINE
 from skerry import wire
 from skerry.canonical import to_json, to_msgpack
+from skerry.counting import count_numeric
 from skerry.enrolment import EnrolAnswer, EnrolRequest
+from skerry.feedback import ErrorSketch, error_spec
 from skerry.io.signers import public_key, public_pem
 from skerry.keys import PublicKey, Signer
 from skerry.manifest import (
@@ -35,7 +37,9 @@ from skerry.manifest import (
     GoldenTensor,
 )
 from skerry.profile import Inventory
+from skerry.records import Errors
 from skerry.release_file import ReleaseFile
+from skerry.sketch import int_to_big
 from skerry.token import EnrolmentToken, format_token
 from skerry.trials import ShadowReport, Trial
 from tests.fakes.manifests import tiny_manifest
@@ -84,7 +88,27 @@ def telemetry() -> wire.Batch:
             wire.Skip(7),
             wire.SketchWindow(0, 60.0, 60.0, 1000, 0, columns, {"b00t": (1, 2)}),
             wire.Loss("b00t-0", 12, "power"),
+            errors(),
         ],
+    )
+
+
+def errors() -> Errors:
+    context = wire.Context("camera", "reader", "1.0.0", "sha256:" + "0" * 64, "fp32-cpu")
+    counts = count_numeric([0.5, -2.0], error_spec(8.0, 100))
+    values = ErrorSketch(
+        1, 60.0, 60.0, 2, errors=counts, abs_sum=int_to_big(250), sq_sum=int_to_big(42_500),
+        span=8.0, scale=100,
+    )  # fmt: skip
+    classes = ErrorSketch(0, 60.0, 60.0, 5, 3, [0, 0, 1, 0, 1, 2, 1, 1, 2])
+    return Errors([context, context], [classes, values], {"b00t": (1, 9)})
+
+
+def feedback() -> tuple[bytes, ...]:
+    return (
+        b'{"id":"a","label":1}',
+        b'{"id":"b","label":["yes",null,0]}',
+        b'{"feedback":[{"id":"a","label":1.5},{"id":"b#1","label":true}]}',
     )
 
 

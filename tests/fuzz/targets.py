@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 from tuf.api.metadata import Root, Targets
 
 from agent.config import load_config
+from agent.feedback import JoinPlan, read_label, read_rows
 from agent.oip import check_wanted, decode_request, read_inputs
 from agent.serve_protocol import (
     Frames,
@@ -39,6 +41,7 @@ from skerry.custom import catalog_target, director_target, message_keys
 from skerry.delta import apply_patch
 from skerry.enrolment import MAX_ENROL_BYTES, EnrolAnswer, EnrolRequest
 from skerry.errors import FormatError, RefusedError, SkerryError, TrustError, UsageError
+from skerry.feedback import check_errors, merge_errors
 from skerry.holding import Delegation, Holding
 from skerry.io.exec_signer import parse_exec
 from skerry.io.key_files import key_id_of, parse_public, public_pem
@@ -51,6 +54,7 @@ from skerry.manifest import (
 from skerry.onnx_outline import IMPORT, check_outline
 from skerry.pkcs11_uri import parse_key_uri
 from skerry.profile import Inventory, incompatibility
+from skerry.records import Context, Errors
 from skerry.release_file import read_release_file
 from skerry.sketch import Column, ColumnSpec, check_column, merge, total
 from skerry.tensors import from_raw
@@ -84,6 +88,8 @@ from tests.fuzz.good import (
     downs,
     enrol_answer,
     enrol_request,
+    errors,
+    feedback,
     golden,
     inference,
     reported,
@@ -103,6 +109,9 @@ from tests.fuzz.makers import (
     spoilt_pem,
     spoilt_token,
 )
+
+_CONTEXT = Context("camera", "reader", "1.0.0", "sha256:" + "0" * 64, "fp32-cpu")
+JOIN_PLANS = (JoinPlan(_CONTEXT, 2, ["no", "yes"]), JoinPlan(_CONTEXT, 0, []))
 
 
 def _read_bundle(data: bytes) -> None:
@@ -292,6 +301,22 @@ def _infer(data: bytes) -> None:
     read_inputs(request, raw, specs)
 
 
+def _feedback(data: bytes) -> None:
+    rows, _ = read_rows(data)
+    for _, label in rows:
+        for plan in JOIN_PLANS:
+            with contextlib.suppress(UsageError):
+                assert math.isfinite(read_label(plan, label))
+
+
+def _errors(data: bytes) -> None:
+    for sketch in from_msgpack(data, Errors).sketches:
+        check_errors(sketch)
+        twice = merge_errors(sketch, sketch)
+        check_errors(twice)
+        to_msgpack(twice)
+
+
 def _line(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     if not text.startswith("bytes"):
@@ -354,6 +379,8 @@ def all_targets() -> dict[str, Target]:
         Target("to_serve", _frames, (FormatError,), tuple(map(frame, ORDERS)), spoilt_frame),
         Target("from_serve", _answers, (FormatError,), tuple(map(frame, ANSWERS)), spoilt_frame),
         Target("inference", _infer, (UsageError,), inference()),
+        Target("feedback", _feedback, (UsageError,), feedback(), json_tree),
+        Target("error_sketches", _errors, (FormatError,), (to_msgpack(errors()),), msgpack_tree),
         Target("topic_and_range", _line, (FormatError,), (up_topic("demo", 4, DEVICE, "hello").encode(), b"bytes=0-99")),
     )  # fmt: skip
     named = {target.name: target for target in targets}
