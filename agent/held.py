@@ -32,7 +32,7 @@ __all__ = ["Held", "HeldPrediction", "Holder", "held_key"]
 
 MAGIC: Final = b"SKHELD\x00\x01"
 HEADER: Final = struct.Struct("<8sI52x")
-PLACE: Final = struct.Struct("<16s8sdfiddd")
+PLACE: Final = struct.Struct("<16s8sdddi4xd")
 PLACES: Final = 32  # of a bucket; half of them are for those that are to be held
 LABEL_AT: Final = 56
 KEY_BYTES: Final = 16
@@ -40,7 +40,8 @@ KEY_BYTES: Final = 16
 AHEAD: Final = 8
 SCAN_BUCKETS: Final = 512
 LOCK_S: Final = 1.0
-_AT: Final = np.dtype({"names": ["at"], "formats": ["<f8"], "offsets": [48], "itemsize": 64})
+MAX_WINDOW_S: Final = 86_400.0
+_AT: Final = np.dtype({"names": ["at"], "formats": ["<f8"], "offsets": [32], "itemsize": 64})
 _NO_LABEL: Final = math.nan
 
 
@@ -89,17 +90,25 @@ class Held:
         key: bytes,
         context: bytes,
         *,
-        start: float,
         length_s: float,
         at: float,
         prediction: int,
         confidence: float,
     ) -> None:
-        """Hold a prediction, over the oldest one of its bucket."""
+        """Hold a prediction, over the oldest one of its bucket.
+
+        Args:
+            key: of `held_key`.
+            context: names its release, 8 bytes.
+            length_s: of its window.
+            at: when it was recorded, Unix seconds; that says which window it is in.
+            prediction: its class, -1 for none.
+            confidence: of that class, or the value.
+        """
         bucket = int.from_bytes(key[:8], "little") % self._buckets
         place = self._next[bucket]
         self._next[bucket] = (place + 1) % PLACES
-        data = PLACE.pack(key, context, start, length_s, prediction, confidence, at, _NO_LABEL)
+        data = PLACE.pack(key, context, length_s, at, confidence, prediction, _NO_LABEL)
         try:
             os.pwrite(self._fd, data, HEADER.size + (bucket * PLACES + place) * PLACE.size)
         except OSError:
@@ -117,15 +126,10 @@ class Held:
         data = os.pread(self._fd, PLACES * PLACE.size, begin)
         found: HeldPrediction | None = None
         for at in range(0, len(data) - PLACE.size + 1, PLACE.size):
-            if data[at : at + KEY_BYTES] == key:
-                _, context, start, length_s, said, confidence, when, label = PLACE.unpack_from(
-                    data, at
-                )
-                if found is None or when > found.at:
-                    known = None if math.isnan(label) else label
-                    found = HeldPrediction(
-                        begin + at, context, start, length_s, said, confidence, when, known
-                    )
+            if data.startswith(key, at):
+                one = _read(data, at, begin + at)
+                if one is not None and (found is None or one.at > found.at):
+                    found = one
         return found if found is not None and now - found.at <= self.hold_s else None
 
     def mark(self, held: HeldPrediction, label: float) -> None:
@@ -188,6 +192,16 @@ class Held:
         return following
 
 
+def _read(data: bytes, at: int, place: int) -> HeldPrediction | None:
+    """Return what stands at a place, None where a disk has spoilt it."""
+    _, context, length_s, when, confidence, said, label = PLACE.unpack_from(data, at)
+    if not (math.isfinite(when) and 0.0 < length_s <= MAX_WINDOW_S and said >= -1):
+        return None
+    start = math.floor(when / length_s) * length_s
+    known = None if math.isnan(label) else label
+    return HeldPrediction(place, context, start, length_s, said, confidence, when, known)
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Holds the predictions of one release."""
@@ -214,12 +228,11 @@ class Holder:
             said: per row the class, -1 for none, and the confidence or value.
             known: whether some were answered before: of these the first answer stays.
         """
-        start = math.floor(at / window_s) * window_s
         for i, (prediction, confidence) in enumerate(said):
             key = held_key(self.model, id if len(said) == 1 else f"{id}#{i}")
             if known and self.held.find(key, at) is not None:
                 continue
             self.held.add(
-                key, self.context, start=start, length_s=window_s, at=at,
-                prediction=int(prediction), confidence=confidence,
+                key, self.context, length_s=window_s, at=at, prediction=int(prediction),
+                confidence=confidence,
             )  # fmt: skip

@@ -9,7 +9,7 @@ are in it, all or none. Label records themselves never leave the device.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -194,14 +194,15 @@ def count_labels(boot: str, labels: Sequence[Entry]) -> Errors:
         boot: of their seqs.
         labels: with seqs, ascending; at least one.
     """
-    grouped: dict[tuple[Context, float, float], list[Label]] = {}
+    grouped: dict[tuple[Any, ...], list[Label]] = {}
     for _, label in labels:
-        grouped.setdefault((label.context, label.start, label.length_s), []).append(label)
-    contexts = {context: None for context, _, _ in grouped}
+        how = (label.classes, label.span, label.scale)  # an agent may count otherwise than before
+        grouped.setdefault((label.context, label.start, label.length_s, how), []).append(label)
+    contexts = {context: None for context, *_ in grouped}
     position = {context: place for place, context in enumerate(contexts)}
     sketches = [
         _sketch(position[context], start, length_s, group)
-        for (context, start, length_s), group in grouped.items()
+        for (context, start, length_s, _), group in grouped.items()
     ]
     return Errors(list(contexts), sketches, {boot: (labels[0][0], labels[-1][0])})
 
@@ -211,7 +212,7 @@ def _sketch(ctx: int, start: float, length_s: float, labels: Sequence[Label]) ->
     if not first.classes:
         return _value_sketch(ctx, start, length_s, labels)
     cells: dict[tuple[int, int], int] = {}
-    if first.classes <= MAX_CLASSES:
+    if first.classes <= MAX_CLASSES and all(0 <= x.predicted < MAX_CLASSES for x in labels):
         for label in labels:
             pair = label.predicted, label.label
             cells[pair] = cells.get(pair, 0) + 1

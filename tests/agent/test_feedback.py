@@ -21,12 +21,12 @@ from agent.labels import Label, Labels, count_labels
 from agent.segments import DONE, boots, settled_upto
 from agent.serve_protocol import FeedbackSettings
 from skerry.canonical import to_msgpack
-from skerry.errors import UsageError
+from skerry.errors import UnreachableError, UsageError
 from skerry.feedback import ErrorSketch, check_errors
 from skerry.io.client import Client
 from skerry.records import Context, Errors
 from skerry.sketch import big_to_int
-from tests.fakes.records import CONTEXT, writer
+from tests.fakes.records import CONTEXT, die, writer
 from tests.fakes.serving import (
     CLASSES,
     Release,
@@ -265,6 +265,104 @@ def test_what_was_answered_survives_sigkill_and_is_counted_once(
     serve.kill()
 
 
+def test_two_processes_at_once_take_a_label_once(
+    tmp_path: Path, releases: dict[str, Release]
+) -> None:
+    with (
+        listen() as one, listen() as other,
+        serving(tmp_path, one, releases["reader"]) as first,
+        serving(tmp_path, other, releases["better"]) as second,
+    ):  # fmt: skip
+        first.start(), second.start()
+        with Client(first.url) as here, Client(second.url) as there:
+            for i in range(40):
+                (here, there)[i % 2].predict("reader", {"image": images(1)}, id=f"p{i}")
+            for i in range(40):
+                assert there.feedback("reader", f"p{i}", 1) == "joined"
+                assert here.feedback("reader", f"p{i}", 1) == "duplicate"
+            first.kill()
+            assert {there.feedback("reader", f"p{i}", 1) for i in range(40)} == {"duplicate"}
+        assert second.drain() == 0
+        versions: Counter[str] = Counter()
+        for context, sketch in sketches(second.spool):
+            versions[context.model_version] += sketch.n
+        assert versions == {"1.0.0": 20, "1.1.0": 20}
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_label_that_another_process_kept_and_did_not_mark_is_not_taken_again(
+    tmp_path: Path, releases: dict[str, Release], dead: bool
+) -> None:
+    """As where SIGKILL comes between the record and the mark, or the other is just there."""
+    with listen() as listener:
+        with serving(tmp_path, listener, releases["reader"]) as serve:
+            serve.start()
+            with Client(serve.url) as client:
+                client.predict("reader", {"image": images(1)}, id="old")
+            assert serve.drain() == 0
+        spool = writer(serve.spool)
+        kept = Label(held_key("reader", "old"), CONTEXT, 60.0, 60.0, 3, 0, label=2)
+        if dead:
+            assert spool.append(to_msgpack(kept))
+            die(spool)
+        with serving(tmp_path, listener, releases["reader"]) as serve:
+            serve.start()
+            with Client(serve.url) as client:
+                assert client.ready()
+                if not dead:
+                    assert spool.append(to_msgpack(kept))
+                assert client.feedback("reader", "old", 2) == "duplicate"
+                assert client.feedback("reader", "old", 1) == "conflict"
+            if not dead:
+                die(spool)
+                eventually(lambda: settled_upto(spool.directory) == DONE)
+            assert serve.drain() == 0
+    assert [s.n for _, s in sketches(serve.spool)] == [1]
+
+
+def test_a_prediction_repeated_after_a_crash_keeps_its_label(
+    tmp_path: Path, releases: dict[str, Release]
+) -> None:
+    with listen() as listener:
+        for round in range(3):
+            with serving(tmp_path, listener, releases["reader"]) as serve:
+                serve.start()
+                with Client(serve.url) as client:
+                    client.predict("reader", {"image": images(3)}, id="batch")
+                    became = client.feedback("reader", "batch", [0, 1, 2])
+                    assert became == [("duplicate" if round else "joined")] * 3
+        with serving(tmp_path, listener, releases["reader"]) as serve:
+            serve.start()
+            with Client(serve.url) as client:
+                assert client.ready()
+            assert serve.drain() == 0
+    assert sum(s.n for _, s in sketches(serve.spool)) == 3
+
+
+def test_without_room_a_label_is_refused_and_may_come_again(
+    tmp_path: Path, releases: dict[str, Release]
+) -> None:
+    with listen() as listener:
+        feedback = FeedbackSettings(str(tmp_path / "feedback"), ["*"])
+        small = {"segment_bytes": 16_384, "spool_max_bytes": 16_384}
+        with Serve(tmp_path, listener, releases["reader"], feedback=feedback, **small) as serve:
+            serve.start()
+            with Client(serve.url) as client:
+                for i in range(200):
+                    client.predict("reader", {"image": images(1)}, id=f"p{i}")
+                every = [f"p{i}" for i in range(200)]
+                with pytest.raises(UnreachableError, match="no room"):
+                    _ = [client.feedback("reader", id, 1) for id in every]
+        with serving(tmp_path, listener, releases["reader"]) as serve:
+            serve.start()
+            with Client(serve.url) as client:
+                became = Counter(str(client.feedback("reader", f"p{i}", 1)) for i in range(200))
+            assert serve.drain() == 0
+    assert became["joined"] >= 1
+    assert became["joined"] + became["duplicate"] == 200
+    assert sum(s.n for _, s in sketches(serve.spool)) == 200
+
+
 # --- the pieces ------------------------------------------------------------------------------
 
 
@@ -274,7 +372,7 @@ def test_the_oldest_go_first_and_the_file_stays_as_large(tmp_path: Path) -> None
 
     def add(i: int) -> None:
         held.add(
-            held_key("m", f"p{i}"), b"c" * 8, start=0.0, length_s=60.0, at=float(i),
+            held_key("m", f"p{i}"), b"c" * 8, length_s=60.0, at=float(i),
             prediction=i, confidence=0.5,
         )  # fmt: skip
 
@@ -296,7 +394,7 @@ def test_marks_and_places_are_found_again(tmp_path: Path) -> None:
     held = Held(path, predictions=16, hold_s=1000.0)
     for i in range(40):
         held.add(
-            held_key("m", f"p{i}"), b"c" * 8, start=0.0, length_s=60.0, at=100.0 + i,
+            held_key("m", f"p{i}"), b"c" * 8, length_s=60.0, at=100.0 + i,
             prediction=i, confidence=0.5,
         )  # fmt: skip
     found = held.find(held_key("m", "p39"), 150.0)
@@ -310,7 +408,7 @@ def test_marks_and_places_are_found_again(tmp_path: Path) -> None:
     assert found.label == 2.0
     assert found.prediction == 39
     again.add(
-        held_key("m", "new"), b"c" * 8, start=0.0, length_s=60.0, at=200.0, prediction=1,
+        held_key("m", "new"), b"c" * 8, length_s=60.0, at=200.0, prediction=1,
         confidence=0.5,
     )  # fmt: skip
     kept = [again.find(held_key("m", f"p{i}"), 200.0) for i in range(24, 40)]
@@ -324,6 +422,21 @@ def test_marks_and_places_are_found_again(tmp_path: Path) -> None:
 def label(i: int, **fields: Any) -> Label:
     given = {"classes": 3, "predicted": i % 3, "label": 0, **fields}
     return Label(f"key-{i}".encode(), CONTEXT, 60.0 * (i % 2), 60.0, **given)
+
+
+def test_a_spoilt_place_is_no_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "held"
+    held = Held(path, predictions=16, hold_s=1000.0)
+    key = held_key("m", "p")
+    held.add(key, b"c" * 8, length_s=60.0, at=1.0, prediction=1, confidence=0.5)
+    data = bytearray(path.read_bytes())
+    at = data.index(key)
+    assert held.find(key, 1.0) is not None
+    data[at + 24 : at + 48] = b"\xff" * 24  # NaN all over
+    path.write_bytes(data)
+    assert held.find(key, 1.0) is None
+    held.close()
+    Held(path, predictions=16, hold_s=1000.0).close()
 
 
 def test_labels_are_let_go_only_when_counted_and_durable(tmp_path: Path) -> None:
