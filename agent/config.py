@@ -31,6 +31,7 @@ class AgentConfig:
     fleet_url: str = ""  # of the fleet's device listener; empty: as the token said
     poll_s: float = 0.2  # new records are looked for so often
     batch_max_bytes: int = 48_000  # of one telemetry message
+    upload_max_bytes_s: int = 128 << 10  # of telemetry; 0: as fast as the fleet's credit allows
     resend_s: float = 20.0  # a batch without an answer goes out again after so long, at first
     reconnect_base_s: float = 0.5
     reconnect_cap_s: float = 300.0
@@ -79,6 +80,10 @@ class AgentConfig:
                      "verify_timeout_s", "download_timeout_s", "download_slow_s", "download_max_bytes", "patch_timeout_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} above 0, got {getattr(self, name)}")
+        if 0 < self.upload_max_bytes_s < 1024 or self.upload_max_bytes_s < 0:
+            raise UsageError(
+                f"expected upload_max_bytes_s of 0 or at least 1024, got {self.upload_max_bytes_s}"
+            )
         slowest, fastest = self.download_min_bytes_s, self.download_max_bytes_s
         if slowest < 0 or fastest < 0 or 0 < fastest < 2 * slowest:
             raise UsageError(

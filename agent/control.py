@@ -147,7 +147,7 @@ class Control:
         self._uplink = Uplink(
             identity.signer, device=self._device, fleet=self._fleet, shards=record.shards,
             publish=lambda topic, data, qos: self._link.publish(topic, data, qos=qos),
-            outbox=self._outbox, spooler=self._spooler,
+            outbox=self._outbox, spooler=self._spooler, max_bytes_s=config.upload_max_bytes_s,
         )  # fmt: skip
         self._link = Link(self._link_config(), received=self._received, connected=self._connected,
                           rng=rng)  # fmt: skip

@@ -2,7 +2,8 @@
 
 The record is written first, then the reply leaves. A request may say within how many
 microseconds it wants its answer (``parameters.timeout``); one that waited longer is answered
-504 instead of being run.
+504 instead of being run. One that asks for it (``parameters.power_safe``) is answered once its
+record is on the disk, as all that asked in the meantime are by the same sync.
 """
 
 import secrets
@@ -31,6 +32,14 @@ __all__ = ["Inference", "Served"]
 
 JSON_LENGTH: Final = b"inference-header-content-length"
 MAX_ROWS: Final = 4096  # of one request
+_NO_ROOM: Final = (
+    "there is no room to record the answer, so it cannot be power-safe; "
+    "free disk or raise spool_max_bytes, or ask without power_safe"
+)
+_NOT_SAFE: Final = (
+    "answered and recorded, but the disk refused to keep the record beyond a power cut; "
+    "ask again with the same id, which counts it once"
+)
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -69,6 +78,7 @@ class Inference:
         call: calls back in the loop's thread.
         workers: threads for each model that is too slow for the loop.
         max_wait_s: for requests that do not say how long they wait.
+        when_safe: calls back once what was recorded outlasts a power cut, or the disk refused.
     """
 
     def __init__(
@@ -80,11 +90,13 @@ class Inference:
         call: Callable[[Callable[[], None]], None],
         workers: int,
         max_wait_s: float,
+        when_safe: Callable[[Callable[[bool], None]], None],
     ) -> None:
         self.models: Final = models
         self._observer = observer
         self._before_look_up = before_look_up
         self._max_wait_s = max_wait_s
+        self._when_safe = when_safe
         self._own_ids = secrets.token_hex(8)  # what names requests that have no name, and a number
         self._numbers = count()
         self.runners: Final = [
@@ -112,7 +124,7 @@ class Inference:
             outputs: Tensors | Exception = served.model.run(job.tensors)
         except Exception as error:  # whatever a model may do: it is the model's error
             outputs = error
-        return self._finish(served, job, outputs)
+        return self._in_time(job, self._finish(served, job, outputs))
 
     def flush(self) -> None:
         """Run what waits for the loop."""
@@ -142,7 +154,12 @@ class Inference:
                     f"expected a timeout in whole microseconds, got {str(timeout_us)[:40]!r}"
                 )
             wait_s = min(wait_s, timeout_us / 1e6) if timeout_us else wait_s  # 0: none
-        return Job(request, asked, tensors, rows, request.received + wait_s)
+        power_safe = asked.parameters.get("power_safe", False)
+        if not isinstance(power_safe, bool):
+            raise UsageError(f"expected power_safe true or false, got {str(power_safe)[:40]!r}")
+        if power_safe and not self._observer.has_room:
+            raise HttpError(503, _NO_ROOM)
+        return Job(request, asked, tensors, rows, request.received + wait_s, power_safe)
 
     def _done_with(self, served: Served) -> Callable[[Job, Tensors | Exception], None]:
         def done(job: Job, result: Tensors | Exception) -> None:
@@ -150,9 +167,23 @@ class Inference:
                 response = self._finish(served, job, result)
             except HttpError as error:
                 response = error_response(error.status, str(error))
+            else:
+                if self._in_time(job, response) is None:
+                    return
             job.request.reply(response)
 
         return done
+
+    def _in_time(self, job: Job, response: Response) -> Response | None:
+        """Return an answer, or None where it has to wait for the disk and is given later."""
+        if not job.power_safe:
+            return response
+
+        def tell(safe: bool) -> None:
+            job.request.reply(response if safe else error_response(503, _NOT_SAFE))
+
+        self._when_safe(tell)
+        return None
 
     def _finish(self, served: Served, job: Job, result: Tensors | Exception) -> Response:
         if isinstance(result, Expired):
@@ -172,12 +203,14 @@ class Inference:
         asked = job.asked
         id = asked.id or f"{self._own_ids}{next(self._numbers):x}"
         slot = served.slot
-        answer = oip.Answer(
-            slot.model, slot.model_version, id, {"bundle": slot.bundle, "variant": slot.variant}
-        )
+        said: dict[str, str | bool] = {"bundle": slot.bundle, "variant": slot.variant}
+        if job.power_safe:
+            said["power_safe"] = True
+        answer = oip.Answer(slot.model, slot.model_version, id, said)
         parts, json_length = oip.encode_answer(answer, asked, result, served.model.outputs)
         if asked.id:
             self._before_look_up()
+        unrecorded = self._observer.unrecorded
         at = time.time()
         latency_us = (perf_counter() - job.request.received) * 1e6
         served.latencies.add(latency_us)
@@ -200,14 +233,16 @@ class Inference:
         served.answered += new
         served.repeated += job.rows - new
         if served.holder is not None:
-            said = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
-            served.holder.hold(id, at, self._observer.window_s, said, known=new < job.rows)
+            held = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
+            served.holder.hold(id, at, self._observer.window_s, held, known=new < job.rows)
         if served.mirror is not None:
             if job.rows == 1:
                 classes, confidences = [row.prediction], [row.confidence]
             else:
                 classes, confidences = table[:, 0].astype(int).tolist(), table[:, 1].tolist()
             served.mirror.offer(job.tensors, classes, confidences)
+        if job.power_safe and self._observer.unrecorded > unrecorded:
+            raise HttpError(503, _NO_ROOM)
         if json_length is None:
             return Response(200, parts)
         head = {"Inference-Header-Content-Length": str(json_length)}

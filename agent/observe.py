@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,11 +25,20 @@ from skerry.manifest import Baseline, Manifest
 from skerry.records import Prediction, SketchWindow
 from skerry.sketch import CategoricalSpec, Column, NumericSpec
 
-__all__ = ["GRACE_S", "Observer", "RecentIds", "WindowRows", "count_plan", "window_start"]
+__all__ = [
+    "GRACE_S",
+    "Failure",
+    "Observer",
+    "RecentIds",
+    "WindowRows",
+    "count_plan",
+    "window_start",
+]
 
 GRACE_S: Final = 0.2  # after a window's end, before it is closed without traffic
 FOLD_ROWS: Final = CHUNK  # rows held before they become counts
 MAX_WAITING: Final = 256  # counted windows that wait for room in the spool
+ROOM_BYTES: Final = 4096  # of a record, before it is known
 FIXED_COLUMNS: Final = ("prediction", "confidence", "latency_us")
 
 
@@ -49,6 +59,13 @@ def count_plan(manifest: Manifest, baseline: Baseline) -> CountPlan:
 def window_start(at: float, window_s: float) -> float:
     """Return the start of the window that a moment lies in, a multiple of its length."""
     return math.floor(at / window_s) * window_s
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag="f"):
+    """A request that the model failed to answer; it is counted here, and never leaves the device."""
+
+    ctx: int
+    at: float  # Unix seconds
 
 
 class RecentIds:
@@ -99,16 +116,13 @@ class WindowRows:
         self.length_s = length_s
         self.n = 0
         self.errors = 0
-        self.first = self.last = NO_ROOM  # seqs of the boot that recorded the rows
+        self.first = self.last = NO_ROOM  # seqs of the boot that recorded the rows and errors
 
     def add(self, row: Sequence[float], seq: int) -> None:
         """Take one row: prediction, confidence, latency_us, then the features."""
         self._rows.extend(row)
         self.n += 1
-        if seq:
-            self.last = seq
-            if not self.first:
-                self.first = seq
+        self._cover(seq, seq)
         if len(self._rows) >= FOLD_ROWS * self._width:
             self._fold()
 
@@ -120,10 +134,14 @@ class WindowRows:
         else:
             self._rows.frombytes(table.tobytes())
         self.n += len(table)
-        self.first = self.first or first
-        self.last = last or self.last
+        self._cover(first, last)
         if len(self._rows) >= FOLD_ROWS * self._width:
             self._fold()
+
+    def fail(self, seq: int) -> None:
+        """Take one request that the model failed to answer."""
+        self.errors += 1
+        self._cover(seq, seq)
 
     def columns(self) -> dict[str, Column]:
         """Return the counts of all rows, by column."""
@@ -132,6 +150,10 @@ class WindowRows:
         found: dict[str, Column] = dict(zip(self._numeric, self._table.columns(), strict=True))
         found |= {names[i]: counter.column() for i, counter in self._classes.items()}
         return {name: found[name] for name in self._plan.columns if name in found}
+
+    def _cover(self, first: int, last: int) -> None:
+        self.first = self.first or first
+        self.last = last or self.last
 
     def _fold(self) -> None:
         if not self._rows:
@@ -236,8 +258,19 @@ class Observer:
         return len(new)
 
     def error(self, ctx: int, at: float) -> None:
-        """Count one request that the model failed to answer."""
-        self._window(ctx, at).errors += 1
+        """Record and count one request that the model failed to answer."""
+        seq = self._spool.append(to_msgpack(Failure(ctx, at)))
+        self._window(ctx, at).fail(seq)
+
+    @property
+    def unrecorded(self) -> int:
+        """How many records had no room."""
+        return self._spool.lost_total
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a record can be kept now."""
+        return self._spool.has_room(ROOM_BYTES)
 
     def close_due(self, now: float) -> None:
         """Close the windows that are over."""

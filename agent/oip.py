@@ -82,7 +82,7 @@ class Answer(msgspec.Struct):
     model_name: str
     model_version: str
     id: str
-    parameters: dict[str, str]
+    parameters: dict[str, str | bool]
     outputs: list[OutputTensor] = []
 
 

@@ -25,7 +25,7 @@ import msgspec
 
 from agent.labels import Entry as LabelEntry
 from agent.labels import Label, Labels
-from agent.observe import Observer, WindowRows, window_start
+from agent.observe import Failure, Observer, WindowRows, window_start
 from agent.segments import (
     DONE,
     CountPlan,
@@ -47,7 +47,7 @@ from skerry.records import Context, Errors, Item, Loss, Prediction, SketchWindow
 
 __all__ = ["Recovery", "foreign_contexts"]
 
-Record = Item | Label  # labels stay on the device
+Record = Item | Label | Failure  # labels and failures stay on the device
 _RECORD: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 Covered = dict[tuple[str, Context | None], list[tuple[int, int]]]  # None: labels
 Entry = tuple[Header, int, Record]
@@ -282,7 +282,7 @@ class _Follower:
 def _uncounted(
     boot: str, entries: list[Entry], covered: Covered
 ) -> list[tuple[Context, WindowRows]]:
-    """Put every prediction that no window covers into a window.
+    """Put every prediction, and every failure, that no window covers into a window.
 
     A context's windows take runs of seqs that do not overlap, also where the clock
     was set back: one that was written must not seem to cover another's rows.
@@ -290,7 +290,7 @@ def _uncounted(
     windows: list[tuple[Context, WindowRows]] = []
     current: dict[Context, WindowRows] = {}
     for header, seq, item in entries:
-        if not isinstance(item, Prediction) or item.ctx >= len(header.plans):
+        if not isinstance(item, Prediction | Failure) or item.ctx >= len(header.plans):
             continue
         context = header.contexts[item.ctx]
         if any(first <= seq <= last for first, last in covered.get((boot, context), ())):
@@ -301,7 +301,10 @@ def _uncounted(
             window = WindowRows(header.plans[item.ctx], start, header.window_s)
             current[context] = window
             windows.append((context, window))
-        window.add((item.prediction, item.confidence, item.latency_us, *item.features), seq)
+        if isinstance(item, Failure):
+            window.fail(seq)
+        else:
+            window.add((item.prediction, item.confidence, item.latency_us, *item.features), seq)
     return windows
 
 

@@ -41,6 +41,7 @@ class Job:
     tensors: dict[str, NDArray[Any]]
     rows: int
     deadline: float  # on perf_counter's clock
+    power_safe: bool = False  # it is answered once its record outlasts a power cut
 
     def shape(self) -> tuple[tuple[int, ...], ...]:
         """Return what must be equal for two jobs to be one batch."""

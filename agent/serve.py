@@ -12,12 +12,10 @@ import argparse
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +54,7 @@ from agent.serve_protocol import (
     frame,
 )
 from agent.spool import Spool
+from agent.syncing import Syncer
 from skerry.canonical import from_json
 from skerry.errors import SkerryError
 from skerry.manifest import parse_baseline
@@ -96,7 +95,7 @@ class Server:
             segment_bytes=config.segment_bytes, max_bytes=config.spool_max_bytes,
             many_unsynced=self._sync_now,
         )  # fmt: skip
-        self._syncer = _Syncer(loop)
+        self._syncer = Syncer(loop, self._spool.take_sync)
         recent = RecentIds(config.recent_ids)
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
         self._feedback = Feedback(config.feedback, catch_up=lambda: self._recovery.catch_up())
@@ -116,6 +115,7 @@ class Server:
             self._models, self._observer,
             before_look_up=self._recovery.catch_up, call=loop.call,
             workers=_workers(config.threads), max_wait_s=config.max_wait_s,
+            when_safe=self._syncer.when_safe,
         )  # fmt: skip
         self._http = HttpServer(
             loop,
@@ -285,37 +285,6 @@ class _Life:
         assert self._server is not None
         self._channel.send(self._server.stats())
         self._loop.stop()
-
-
-class _Syncer:
-    """One thread that waits for the disk."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
-        self._thread.start()
-        self.busy = False
-        self.failures = 0
-
-    def do(self, job: Callable[[], None]) -> None:
-        """Do a job; only one at a time, while not `busy`."""
-        self.busy = True
-        self._jobs.put(job)
-
-    def close(self) -> None:
-        """Wait for what is under way."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except OSError as error:  # a sick disk: what is answered is still kill-safe
-                self.failures += 1
-                _LOG.error("records are not power-safe, the disk refused to sync: %s", error)
-            self.busy = False
 
 
 def _workers(threads: int) -> int:

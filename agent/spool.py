@@ -7,6 +7,7 @@ job that `take_sync` hands out, to be run on a thread.
 import contextlib
 import mmap
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,7 @@ NO_ROOM: Final = 0  # in place of a seq: the record was not kept
 RESERVE: Final = 1024  # seqs reserved ahead
 SYNC_RECORDS: Final = 32
 FULL_RETRY_S: Final = 1.0
+REWRITE_BYTES: Final = 1 << 18
 
 
 def used_bytes(spool: Path) -> int:
@@ -93,6 +95,7 @@ class Spool:
         self._fd = -1
         self._at = self._end = 0
         self._sealed: list[int] = []
+        self._refused: dict[tuple[int, int], int] = {}  # descriptors, by device and inode
         self._full_until = 0.0
         self._new_names = False
         if self._roll(0):
@@ -119,7 +122,7 @@ class Spool:
         if size > MAX_RECORD_BYTES:
             raise FormatError(f"expected a record of at most {MAX_RECORD_BYTES} bytes, got {size}")
         # behind the record the next one's zero length must still fit
-        if self._at + 2 * RECORD.size + size > self._end and not self._roll(size):
+        if not self.has_room(size):
             self.lost += 1
             self.lost_total += 1
             return NO_ROOM
@@ -138,6 +141,10 @@ class Spool:
         if seq >= self._durable_reserve:
             self.take_sync()()  # rare: hundreds of records within one sync interval
         return seq
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a record of so many bytes can be kept now."""
+        return self._at + 2 * RECORD.size + size <= self._end or self._roll(size)
 
     def settle(self, upto: int) -> None:
         """Say that every prediction up to this seq is in a written window."""
@@ -163,6 +170,10 @@ class Spool:
     def take_sync(self) -> Callable[[], None]:
         """Return the job that makes everything appended so far power-safe."""
         fds, self._sealed = self._sealed, []
+        refused, self._refused = self._refused, {}
+        for fd in refused.values():
+            _write_again(fd)
+            fds.append(fd)
         if self._fd >= 0:
             fds.append(os.dup(self._fd))
         if self._new_names:
@@ -175,14 +186,24 @@ class Spool:
         self.unsynced = 0
 
         def job() -> None:
-            for fd in fds:
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+            try:
+                while fds:
+                    os.fsync(fds[-1])
+                    os.close(fds.pop())
+            except OSError:
+                self._keep(fds)
+                raise
             self._durable_reserve = max(self._durable_reserve, reserved)
 
         return job
+
+    def _keep(self, fds: list[int]) -> None:
+        """Keep what the disk refused to sync for the next time, each file once."""
+        for fd in fds:
+            status = os.fstat(fd)
+            kept = self._refused.setdefault((status.st_dev, status.st_ino), fd)
+            if kept != fd:
+                os.close(fd)
 
     def close(self, *, counted: bool = True) -> None:
         """End the boot: nothing more will come.
@@ -278,3 +299,15 @@ class Spool:
         self._number += 1
         self._new_names = True
         return fd
+
+
+def _write_again(fd: int) -> None:
+    """Make every page of a file dirty anew.
+
+    A kernel that could not write a page forgets that it had to: the next sync would succeed and
+    the page would still not be on the disk. What it should hold is in memory.
+    """
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        for at in range(0, status.st_size, REWRITE_BYTES):
+            os.pwrite(fd, os.pread(fd, REWRITE_BYTES, at), at)

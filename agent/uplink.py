@@ -43,6 +43,7 @@ MAX_SLOTS: Final = 32
 REPORT_AGAIN_S: Final = 10.0
 REPORT_AGAIN_CAP_S: Final = 300.0
 MAX_BATCHES_A_TURN: Final = 16
+BURST_S: Final = 1.0  # of a limited rate may go at once
 
 Publish = Callable[[str, bytes, int], bool]
 DownBody = Desired | AckBody | Cmd | Policy
@@ -59,6 +60,7 @@ class Uplink:
         publish: hands topic, payload and QoS to the connection; False if it cannot.
         outbox: of the device.
         spooler: of the device.
+        max_bytes_s: of telemetry, 0 for no limit; what else is said is small, and waits for nothing.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Uplink:
         publish: Publish,
         outbox: Outbox,
         spooler: Spooler,
+        max_bytes_s: int = 0,
     ) -> None:
         self.boot: Final = secrets.token_hex(8)
         self.mark = ""  # of the latest ack; what is said from now on repeats it
@@ -82,6 +85,8 @@ class Uplink:
         self._publish = publish
         self._outbox = outbox
         self._spooler = spooler
+        self._max_bytes_s = max_bytes_s
+        self._due = float("-inf")  # when what was said would be within the rate
         self._seq = 0
         self._report_due = 0.0
         self._report_wait_s = REPORT_AGAIN_S
@@ -146,12 +151,17 @@ class Uplink:
             now: monotonic seconds.
         """
         for count in range(MAX_BATCHES_A_TURN):
+            if self._due > now:
+                return count
             ready = self._spooler.batch(policy)
             if ready is None:
                 return count
             boot, batch = ready
-            if not self._say("telemetry", batch, boot=boot, seq=batch.first):
+            size = self._say("telemetry", batch, boot=boot, seq=batch.first)
+            if not size:
                 return count
+            if self._max_bytes_s:
+                self._due = max(self._due, now - BURST_S) + size / self._max_bytes_s
             self._outbox.sent(boot, batch.first, batch.last, now)
         return MAX_BATCHES_A_TURN
 
@@ -187,7 +197,8 @@ class Uplink:
         boot: str | None = None,
         seq: int | None = None,
         qos: int = 1,
-    ) -> bool:
+    ) -> int:
+        """Return how many bytes were handed to the connection, 0 if it could not take them."""
         if seq is None:
             self._seq += 1
             seq = self._seq
@@ -202,7 +213,8 @@ class Uplink:
             body=body,
             mark="" if kind == "telemetry" else self.mark,
         )
-        return self._publish(topics.up(self._fleet, self._shards, self._device, kind), data, qos)
+        topic = topics.up(self._fleet, self._shards, self._device, kind)
+        return len(data) if self._publish(topic, data, qos) else 0
 
 
 def check_desired(desired: Desired) -> None:

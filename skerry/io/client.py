@@ -48,6 +48,7 @@ class Answer:
     model_version: str
     bundle: str
     variant: str
+    power_safe: bool = False  # its record outlasts a power cut
 
 
 Label = str | int | float | bool | Sequence[str | int | float | bool | None]
@@ -154,7 +155,13 @@ class Client:
             self._socket = None
 
     def predict(
-        self, model: str, inputs: Mapping[str, NDArray[Any]], *, id: str = "", version: str = ""
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        id: str = "",
+        version: str = "",
+        power_safe: bool = False,
     ) -> Answer:
         """Return the model's outputs for a batch of inputs.
 
@@ -163,6 +170,7 @@ class Client:
             inputs: arrays by name, as the model takes them; the first axis is the batch.
             id: names the request; one is made where it is empty.
             version: a particular version, or whichever is in service.
+            power_safe: wait until the record of the answer outlasts a power cut.
 
         Raises:
             UnreachableError: the connection broke, or the device is too busy; ask again
@@ -185,6 +193,8 @@ class Client:
                 }
             )
         parameters = {"binary_data_output": True}
+        if power_safe:
+            parameters["power_safe"] = True
         head = msgspec.json.encode({"id": id, "parameters": parameters, "inputs": tensors})
         path = f"/v2/models/{quote(model, safe='')}"
         if version:
@@ -340,7 +350,8 @@ def _answer(headers: Mapping[str, str], body: bytes) -> Answer:
         outputs[output.name] = from_raw(view[at : at + size], output.datatype, output.shape)
         at += size
     bundle, variant = (str(reply.parameters.get(key, "")) for key in ("bundle", "variant"))
-    return Answer(reply.id, outputs, reply.model_version, bundle, variant)
+    safe = reply.parameters.get("power_safe") is True
+    return Answer(reply.id, outputs, reply.model_version, bundle, variant, safe)
 
 
 def _refusal(status: int, body: bytes, url: str) -> SkerryError:

@@ -92,6 +92,25 @@ def test_open_windows_of_a_dead_boot_are_rebuilt_as_they_would_have_been(tmp_pat
     heir.end()
 
 
+def test_failures_of_an_open_window_survive_its_process(tmp_path: Path) -> None:
+    first = Process(tmp_path, "b1")
+    first.observer.error(0, T0 + 0.1)
+    first.see("a", T0 + 0.2)
+    first.observer.error(0, T0 + 0.3)
+    first.observer.error(0, T0 + 1.3)  # a window of nothing else
+    first.die()
+    second = Process(tmp_path, "b2")
+    second.recovery.start()
+    second.die()
+    third = Process(tmp_path, "b3")
+    third.recovery.start()
+    assert [(w.start - T0, w.n, w.errors, w.covers) for w in windows(tmp_path)] == [
+        (0.0, 1, 2, {"b1": (1, 3)}),
+        (1.0, 0, 1, {"b1": (4, 4)}),
+    ]
+    third.end()
+
+
 def test_windows_that_were_written_are_not_counted_again(tmp_path: Path) -> None:
     first = Process(tmp_path, "b1")
     first.see("a", T0)

@@ -327,3 +327,46 @@ def test_a_mark_cut_short_stays_until_the_last_segment_goes(
         assert settled_upto(writer.directory) == DONE
         path.unlink()
     assert settled_upto(writer.directory) == DONE
+
+
+def test_what_a_disk_refused_to_sync_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = spool(tmp_path)
+    first = segments(tmp_path / "b1")[0]
+    while len(segments(tmp_path / "b1")) == 1:
+        writer.append(b"x" * 100)
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        writer.append(b"y")
+        with pytest.raises(OSError, match="Input/output"):
+            writer.take_sync()()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # each file once
+    monkeypatch.undo()
+    written: list[int] = []
+    synced: list[int] = []
+    real_write, real_sync = os.pwrite, os.fsync
+
+    def write(fd: int, data: bytes, at: int) -> int:
+        written.append(os.fstat(fd).st_ino)
+        return real_write(fd, data, at)
+
+    def sync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        real_sync(fd)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", sync)
+    kept = records(tmp_path)
+    writer.take_sync()()
+    assert {first.stat().st_ino, segments(tmp_path / "b1")[1].stat().st_ino} <= set(written)
+    assert set(written) <= set(synced)
+    assert records(tmp_path) == kept
+    writer.take_sync()()
+    assert written.count(first.stat().st_ino) == 1
+    writer.close()

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -467,6 +470,93 @@ def test_windows_take_the_length_that_control_sets(
 
 
 # --- under traffic ----------------------------------------------------------------------
+
+
+# --- power-safe answers ------------------------------------------------------------------
+
+SLOW_DISK = """
+import os, pathlib, time
+folder, real = pathlib.Path({folder!r}), os.fsync
+def fsync(fd):
+    if (folder / "refuses").exists():
+        raise OSError(5, "Input/output error")
+    time.sleep(0.3)
+    real(fd)
+    (folder / "synced").write_bytes(b"")
+os.fsync = fsync
+"""
+
+
+@pytest.fixture
+def slow_disk(
+    tmp_path: Path, releases: dict[str, Release], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, Serve]]:
+    """A process that syncs only when it is asked to, on a disk that takes its time or refuses."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(folder=str(tmp_path)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        listen() as listener,
+        Serve(tmp_path / "serve", listener, releases["reader"], sync_s=0.0) as serve,
+    ):
+        serve.start()
+        eventually((tmp_path / "synced").exists)  # what it made at its start
+        (tmp_path / "synced").unlink()
+        yield tmp_path, serve
+
+
+def test_a_power_safe_answer_waits_for_the_disk(slow_disk: tuple[Path, Serve]) -> None:
+    folder, serve = slow_disk
+    with Client(serve.url) as client:
+        (folder / "synced").unlink(missing_ok=True)
+        answer = client.predict("reader", {"image": images(1)}, id="safe", power_safe=True)
+        assert (folder / "synced").exists()
+        assert answer.power_safe
+    assert recorded_ids(serve.spool)["safe"] == 1
+
+
+def test_many_power_safe_answers_share_a_sync(slow_disk: tuple[Path, Serve]) -> None:
+    _, serve = slow_disk
+
+    def ask(number: int) -> bool:
+        with Client(serve.url) as client:
+            return client.predict(
+                "reader", {"image": images(1)}, id=f"p{number}", power_safe=True
+            ).power_safe
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(32)))
+    # one by one they would take 32 syncs of 0.3 s
+    assert time.monotonic() - began < 6.0
+
+
+def test_a_disk_that_refuses_is_told_and_asking_again_counts_once(
+    slow_disk: tuple[Path, Serve],
+) -> None:
+    folder, serve = slow_disk
+    (folder / "refuses").write_bytes(b"")
+    with Client(serve.url) as client:
+        with pytest.raises(UnreachableError, match="disk refused"):
+            client.predict("reader", {"image": images(1)}, id="again", power_safe=True)
+        assert not client.predict("reader", {"image": images(1)}, id="other").power_safe
+        (folder / "refuses").unlink()
+        assert client.predict(
+            "reader", {"image": images(1)}, id="again", power_safe=True
+        ).power_safe
+    assert recorded_ids(serve.spool) == {"again": 1, "other": 1}
+
+
+@pytest.mark.parametrize("wish", [1, "yes", None, [True]])
+def test_power_safe_is_true_or_false(shared: Serve, wish: Any) -> None:
+    body = {"inputs": [{"name": "position", "shape": [1], "datatype": "INT64", "data": [1]}],
+            "parameters": {"power_safe": wish}}  # fmt: skip
+    request = urllib.request.Request(
+        shared.url + "/v2/models/table/infer", data=msgspec.json.encode(body)
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 400
+    assert b"expected power_safe true or false" in refused.value.read()
 
 
 class Traffic:

@@ -106,6 +106,32 @@ def test_telemetry_is_numbered_by_its_records(device: Device, tmp_path: Path) ->
     spool.close()
 
 
+def test_a_backlog_leaves_at_its_pace_and_nothing_else_waits(
+    device: Device, tmp_path: Path
+) -> None:
+    spool = writer(tmp_path)
+    for number in range(3000):
+        write(spool, prediction(number))
+    uplink = Uplink(
+        device.signer, device=DEVICE, fleet=FLEET, shards=SHARDS, publish=device.publish,
+        outbox=device.outbox, spooler=Spooler(tmp_path, device.outbox, batch_bytes=2_000),
+        max_bytes_s=1_500,
+    )  # fmt: skip
+    uplink._spooler.look()
+    device.outbox.credit = 64
+    said: list[int] = []
+    for tenth in range(100):
+        before = len(device.said)
+        uplink.telemetry(ALL, tenth / 10)
+        said.append(sum(len(data) for _, data, _ in device.said[before:]))
+    first, rest = sum(said[:1]), sum(said[1:])
+    assert 0 < first < 1_500 + 2_000  # a second's worth at once, and what is begun is finished
+    assert 1_500 * 9.9 - 2_000 < rest <= 1_500 * 9.9 + 2_000
+    uplink.health(Health())
+    assert "health" in device.said[-1][0]
+    spool.close()
+
+
 def test_a_batch_that_could_not_be_handed_over_is_not_under_way(
     device: Device, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.labels import Label
+from agent.observe import Failure
 from agent.segments import boots, iter_records, segments
 from agent.serve_protocol import (
     Accept,
@@ -428,12 +429,12 @@ class Serve:
         return self.process.stderr.read().decode()
 
 
-def items(spool: Path) -> Iterator[tuple[str, int, Item | Label]]:
+def items(spool: Path) -> Iterator[tuple[str, int, Item | Label | Failure]]:
     """Every record of a spool: boot, seq, record."""
     for boot in boots(spool):
         for path in segments(spool / boot):
             for seq, payload in iter_records(path):
-                yield boot, seq, msgspec.msgpack.decode(payload, type=Item | Label)
+                yield boot, seq, msgspec.msgpack.decode(payload, type=Item | Label | Failure)
 
 
 def recorded_ids(spool: Path) -> Counter[str]:
