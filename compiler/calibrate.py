@@ -4,10 +4,8 @@ Ranges are the smallest and largest value (min-max): once weights keep to seven 
 percentile and entropy change little (measured), and min-max needs no histogram.
 """
 
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, c
 
 from compiler.ports import Arrays, Ports, count
 from compiler.quantize import OP_TYPES, Ranges
+from compiler.workspace import check_room, workspace
 from skerry.errors import RefusedError
 
 __all__ = ["calibrate"]
@@ -34,22 +33,26 @@ def calibrate(model: onnx.ModelProto, ports: Ports, arrays: Arrays) -> Ranges:
 
     Raises:
         RefusedError: the model fails on the samples, or gives values that are not finite.
+        SkerryError: there is no room for its files.
     """
-    with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
-        path = Path(folder, "model.onnx")
+    with workspace("calibration", 3 * model.ByteSize()) as folder:
+        path = folder / "model.onnx"
         onnx.save(model, path)
         try:
             calibrator = create_calibrator(
                 path,
                 list(OP_TYPES),
-                augmented_model_path=str(Path(folder, "augmented.onnx")),
+                augmented_model_path=str(folder / "augmented.onnx"),
                 calibrate_method=CalibrationMethod.MinMax,
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NaN, which is refused below
                 calibrator.collect_data(_Reader(ports, arrays))
                 found = calibrator.compute_data()
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # onnxruntime's errors share no base class but this
+            check_room(folder)
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise RefusedError(f"calibration failed: {reason}") from None
     ranges: Ranges = {}

@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from compiler.ports import Arrays, Port, Ports, count
 from compiler.runtime import Outputs, open_session, run_samples
+from compiler.workspace import check_room, workspace
 from skerry.errors import RefusedError, UsageError
 
 __all__ = ["CPUS", "emulator", "run_emulated"]
@@ -68,8 +68,8 @@ def run_emulated(
     command = emulator(isa)
     root = str(Path(__file__).resolve().parents[1])
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    with tempfile.TemporaryDirectory(prefix="skerry-emulate-") as name:
-        folder = Path(name)
+    data = sum(array.nbytes for array in arrays.values())
+    with workspace("emulation", len(model) + 4 * data) as folder:
         file, given, answers = (folder / n for n in ("model.onnx", "given.npz", "answers.npz"))
         file.write_bytes(model)
         calls = [
@@ -93,6 +93,7 @@ def run_emulated(
                 f"emulating {isa} took more than {timeout_s:.0f} s; take fewer samples"
             ) from None
         if done.returncode or not answers.exists():
+            check_room(folder)
             last = " ".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])[:300]
             raise RefusedError(f"emulating {isa} failed: {last}")
         with np.load(answers, allow_pickle=False) as found:

@@ -10,13 +10,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from compiler.runtime import open_session
+from compiler.workspace import workspace
 from skerry.errors import RefusedError
 
 __all__ = ["measure_mb"]
@@ -35,14 +35,15 @@ def measure_mb(model: bytes, call: dict[str, Any]) -> float:
         RefusedError: it failed.
     """
     root = str(Path(__file__).resolve().parents[1])
-    with tempfile.TemporaryDirectory(prefix="skerry-footprint-") as name:
-        file, given = Path(name, "model.onnx"), Path(name, "call.npz")
+    data = sum(tensor.nbytes for tensor in call.values())
+    with workspace("footprint", len(model) + 4 * data) as folder:
+        file, given = folder / "model.onnx", folder / "call.npz"
         file.write_bytes(model)
         plain = {n: v.astype(str) if v.dtype.kind == "O" else v for n, v in call.items()}
         np.savez(given, **plain)  # texts without pickles
         done = subprocess.run(
             [sys.executable, "-P", "-m", "compiler.footprint", file, given],
-            env={**os.environ, "PYTHONPATH": root}, cwd=name, stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": root}, cwd=folder, stdin=subprocess.DEVNULL,
             capture_output=True, timeout=TIMEOUT_S, check=False, text=True,
         )  # fmt: skip
     try:

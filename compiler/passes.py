@@ -16,7 +16,6 @@ In order, the cheap ones first, so that a hostile file costs little:
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compiler.external import fold_external
 from compiler.runtime import open_session
 from compiler.trial import try_model
+from compiler.workspace import check_room, workspace
 from skerry.errors import FormatError, NotFoundError, RefusedError
 from skerry.manifest import TensorSpec
 from skerry.onnx_outline import EXTENSIONS, IMPORT, check_outline
@@ -259,17 +259,21 @@ def prepare(graph: Graph) -> tuple[onnx.ModelProto, str]:
 
     Raises:
         RefusedError: neither way works.
+        SkerryError: there is no room for its files.
     """
     failure = ""
     # where it fails, it leaves a file in the directory that the process is in
-    with tempfile.TemporaryDirectory(prefix="skerry-") as folder, contextlib.chdir(folder):
-        given, out = _folded(parse(graph.data)), Path(folder, "prepared.onnx")
+    with workspace("preparation", 5 * len(graph.data)) as folder, contextlib.chdir(folder):
+        given, out = _folded(parse(graph.data)), folder / "prepared.onnx"
         for symbolic in (True, False):
             try:
                 quant_pre_process(
                     given, out, skip_optimization=True, skip_symbolic_shape=not symbolic
                 )
+            except (OSError, MemoryError):
+                raise
             except Exception as error:  # it raises whatever went wrong inside, bare or not
+                check_room(folder)
                 failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
                 failure = failure or type(error).__name__
                 continue
@@ -296,7 +300,10 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         folded = parse(out.read_bytes())
+    except (OSError, MemoryError):
+        raise
     except Exception:  # onnxruntime's errors share no base class but this
+        check_room(Path.cwd())
         return model
     # it declares every domain that this process knows: a tokenizer built before adds one
     given = {known.domain for known in model.opset_import}

@@ -14,7 +14,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,7 @@ import onnx.checker
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs
 
+from compiler.workspace import workspace
 from skerry.errors import RefusedError
 
 __all__ = ["try_model"]
@@ -50,9 +50,9 @@ def try_model(
     Raises:
         RefusedError: code ``trial_timeout``, ``trial_memory`` or ``trial_crashed``.
     """
-    with tempfile.TemporaryDirectory(prefix="skerry-trial-") as folder:
+    with workspace("trial", len(data)) as folder:
         # a copy of its own, alone in a folder: no path in the model leads anywhere
-        file = Path(folder, "model.onnx")
+        file = folder / "model.onnx"
         file.write_bytes(data)
         memory_mb += 4 * (len(data) >> 20)
         command = [
