@@ -38,7 +38,11 @@ PATCHES = 8  # along an axis, where no size is given
     "--background",
     help="Data that stands for not knowing; default: the other samples of INPUT.",
 )
-@click.option("--patch", type=int, help="Size of a hidden patch; default: an eighth of the axis.")
+@click.option(
+    "--patch",
+    type=click.IntRange(min=1),
+    help="Size of a hidden patch; default: an eighth of the axis.",
+)
 @click.option("--out", type=PATH, help="Write an HTML page with a heat map.")
 @json_option
 def explain(

@@ -89,8 +89,11 @@ def _summary(text: str) -> None:
     """Put the report where a pipeline shows it: GitHub Actions names a file for that."""
     place = os.environ.get("GITHUB_STEP_SUMMARY")
     if place:
-        with Path(place).open("a", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with Path(place).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:  # the verdict does not hang on where it is shown
+            click.echo(f"skerry gate: cannot write the summary: {error}", err=True)
 
 
 def _failed(found: Comparison) -> str:

@@ -38,6 +38,7 @@ class Slice:
     drop: float
     drop_low: float
     drop_high: float
+    differ: tuple[int, int] | None = None  # as in `Quality`
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def sqnr_db(output: NDArray[Any], reference: NDArray[Any]) -> float | None:
     return min(120.0, 10 * float(np.log10(signal / noise))) if noise > 0 else 120.0
 
 
-def samples_needed(quality: Quality, limit: float) -> int | None:
+def samples_needed(quality: Quality | Slice, limit: float) -> int | None:
     """Return about how many samples would decide whether the drop is within a limit.
 
     None where no number would: the drop is the limit. Where it is not known how many samples
@@ -205,5 +206,5 @@ def _slice(
         raise RefusedError(
             f"gate.slices.{name}, group {group!r} (n={n}): {error}", error.code
         ) from None
-    drop, low, high, _ = _drop(metric, mine, theirs)
-    return Slice(name, group, mine.n, mine.value, drop, low, high)
+    drop, low, high, differ = _drop(metric, mine, theirs)
+    return Slice(name, group, mine.n, mine.value, drop, low, high, differ)

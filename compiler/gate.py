@@ -11,7 +11,7 @@ be part of a bundle that is the same wherever it is built.
 from dataclasses import dataclass
 from typing import Literal
 
-from compiler.evaluate import Quality, samples_needed
+from compiler.evaluate import Quality, Slice, samples_needed
 from compiler.latency import Verdict
 from compiler.recipe import Gate, Metric
 from skerry.errors import GateError
@@ -138,11 +138,11 @@ def _slices_hold(metric: Metric, quality: Quality, gate: Gate, than: str) -> Rul
                 f"(n={part.n}), more than {limit:.4f}",
                 "quality",
             )
-        if part.drop > limit + ROUNDING:
+        if part.drop_high > limit + ROUNDING:
             return Ruling(
                 "undecided",
-                f"{metric.name} of {part.name} {part.group} is {part.drop:.4f} worse than {than} on "
-                f"{part.n} samples, more than {limit:.4f}, which so few do not show",
+                f"{metric.name} of {part.name} {part.group}: {_drop(part, than)} {_interval(part)}; "
+                f"that it loses no more than {limit:.4f} is not shown, {_more(part, limit)}",
                 "quality",
             )
     return Ruling(
@@ -161,19 +161,19 @@ def _short_of(metric: Metric, quality: Quality, gate: Gate) -> str:
     return ""
 
 
-def _more(quality: Quality, limit: float) -> str:
+def _more(quality: Quality | Slice, limit: float) -> str:
     needed = samples_needed(quality, limit)
     if needed is None:
         return "no number of samples shows it: the drop is the limit"
     return f"some {needed:,} samples would decide, there are {quality.n:,}"
 
 
-def _drop(quality: Quality, than: str) -> str:
+def _drop(quality: Quality | Slice, than: str) -> str:
     if quality.drop == 0:
         return f"as {than}"
     return f"{abs(quality.drop):.4f} {'worse' if quality.drop > 0 else 'better'} than {than}"
 
 
-def _interval(quality: Quality) -> str:
+def _interval(quality: Quality | Slice) -> str:
     low, high = (round(-end, 4) + 0.0 for end in (quality.drop_high, quality.drop_low))  # no -0.0
     return f"(95 %: {low:+.4f} to {high:+.4f}, n={quality.n})"

@@ -63,7 +63,7 @@ def test_a_row_gets_a_share_for_each_feature(scales_task: Task, tmp_path: Path) 
     ("words", "code", "message"),
     [
         (("--sample", "7"), 2, "expected a sample of 0 to 4, got 7"),
-        (("--patch", "0"), 0, ""),
+        (("--patch", "0"), 2, "x>=1"),
         (("--background", "none.npz"), 0, ""),  # a picture needs none
     ],
 )

@@ -98,7 +98,8 @@ def group(n: int, drop: float, half: float) -> Quality:
 @pytest.mark.parametrize(
     ("q", "outcome"),
     [
-        (group(100, 0.0, 0.05), "accepted"),
+        (group(100, 0.0, 0.015), "accepted"),
+        (group(100, 0.0, 0.05), "undecided"),  # it may lose more, for all these samples show
         (group(100, 0.1, 0.01), "refused"),
         (group(100, 0.05, 0.06), "undecided"),
         (group(10, 0.5, 0.1), "accepted"),  # so few decide nothing; they are reported
@@ -107,3 +108,10 @@ def group(n: int, drop: float, half: float) -> Quality:
 def test_every_group_must_hold_its_own(q: Quality, outcome: str) -> None:
     gate = Gate(slices={"writer": SliceGate("writer", max_drop=0.02)})
     assert ruled(q, gate=gate).outcome == outcome
+
+
+def test_a_group_of_too_few_samples_says_how_many_would_do() -> None:
+    gate = Gate(slices={"writer": SliceGate("writer", max_drop=0.02)})
+    reason = ruled(group(100, 0.0, 0.05), gate=gate).reason
+    assert "of writer left: as fp32 (95 %: -0.0500 to +0.0500, n=100)" in reason
+    assert "some 657 samples would decide, there are 100" in reason

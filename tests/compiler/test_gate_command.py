@@ -58,6 +58,16 @@ def test_as_good_passes_with_a_report(service: Path, tmp_path: Path, shapes_task
     assert found["n"] == 240
 
 
+def test_a_summary_that_cannot_be_written_changes_no_verdict(
+    service: Path, tmp_path: Path, shapes_task: Task
+) -> None:
+    recipe = candidate(tmp_path, shapes_task)
+    nowhere = str(tmp_path / "nowhere" / "summary.md")
+    done = run(recipe, "--against", service, GITHUB_STEP_SUMMARY=nowhere)
+    assert done.exit_code == 0, done.output
+    assert "skerry gate: cannot write the summary: " in done.stderr
+
+
 def test_worse_fails_with_exit_code_6_and_its_report_is_there(
     service: Path, tmp_path: Path, shapes_task: Task
 ) -> None:

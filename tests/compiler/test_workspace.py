@@ -66,7 +66,7 @@ def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_on_the_way_is_named() -> None:
     with (
-        pytest.raises(SkerryError, match="calibration cannot write its files: .*No space left"),
+        pytest.raises(SkerryError, match=r"calibration cannot write its files: .*No space left"),
         workspace("calibration", 10),
     ):
         raise OSError(28, "No space left on device")
