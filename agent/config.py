@@ -65,7 +65,7 @@ class AgentConfig:
     remote_config: bool = True  # the fleet may set what `agent.orders` lists
     remote_logs: bool = True  # the fleet may read the newest lines of the log, redacted
     feedback_slots: tuple[str, ...] = ()  # whose predictions get labels later; "*": every slot's
-    feedback_predictions: int = 65_536  # held for their labels, 128 bytes of disk each
+    feedback_predictions: int = 65_536  # held for their labels, 64 bytes of disk each
     feedback_hold_s: float = 604_800.0  # for so long
 
     def __post_init__(self) -> None:

@@ -96,9 +96,18 @@ class Feedback:
     Args:
         settings: whose predictions are held, and where.
         catch_up: takes over what another process, that serves beside this one, has recorded.
+        beside: whether there is another one at the start.
+        follows: tells whether there is one.
     """
 
-    def __init__(self, settings: FeedbackSettings, *, catch_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: FeedbackSettings,
+        *,
+        catch_up: Callable[[], None],
+        beside: Callable[[], bool],
+        follows: Callable[[], bool],
+    ) -> None:
         self._slots = set(settings.slots)
         self._folder = Path(settings.folder)
         self._catch_up = catch_up
@@ -112,6 +121,8 @@ class Feedback:
                     self._folder / "held",
                     predictions=settings.predictions,
                     hold_s=settings.hold_s,
+                    beside=beside(),
+                    follows=follows,
                 )
             except OSError as error:  # predictions go on without
                 _LOG.error("predictions are not held for labels: %s", error)
@@ -164,6 +175,7 @@ class Feedback:
         try:
             rows, single = read_rows(request.body)
             with held.alone():
+                held.refresh()
                 self._catch_up()
                 now = time.time()
                 read = [self._read(held, slot, id, label, now) for id, label in rows]
@@ -311,7 +323,7 @@ def _answer(held: Held, results: list[dict[str, str]], *, single: bool) -> Respo
     body: dict[str, Any] = {"results": results}
     body |= {status: counts[status] for status in STATUSES}
     if counts["unknown"]:
-        body["held"] = {"predictions": held.predictions, "seconds": held.hold_s}
+        body["held"] = {"predictions": held.places, "seconds": held.hold_s}
     if single and counts["conflict"]:
         body["error"] = "this prediction has another label; the first one holds"
     return Response(409 if "error" in body else 200, [msgspec.json.encode(body)])

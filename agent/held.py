@@ -1,13 +1,18 @@
-"""Predictions held for labels that come later: one file of fixed places, bounded for ever.
+"""Predictions held for labels that come later: one file, a ring of fixed places.
 
-    header   magic 8, number of buckets u32, to 64 bytes
-    bucket   32 places of 64 bytes; a prediction belongs to the bucket that its key says
+    header   magic 8, number of places u32, to 64 bytes
+    place    key 16, release 8, window's length f64, at f64, confidence f64, class i32,
+             number u32, label f64
 
-A new prediction takes the next place of its bucket, over the oldest one there. So the file
-never grows beyond its size, nothing is kept in memory but a byte per bucket, and nothing has to
-be read at the start but where each bucket stands. What was written survives the process: it
-is in the kernel's hands before the answer leaves. A place is written at once and within one
-page, so that it is the old one or the new one, whoever else writes.
+Predictions are numbered; number n stands at place n modulo the number of places, over the one
+that was there a round before. So the newest are held, the file never grows beyond its size, and
+it is written from front to back, as flash memory likes it. What was written survives the process:
+it is in the kernel's hands before the answer leaves. A place lies within one page and is written
+at once, so that it is the old one or the new one.
+
+Memory holds an index alone, 8 bytes a place: for each hash of a key the newest place, and for each
+place the one before it with the same hash. A place that was written over ends such a chain: its
+number is not below the last one.
 
 A key is a hash of model and request id: the ids themselves are not held.
 """
@@ -19,7 +24,8 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,24 +38,29 @@ __all__ = ["Held", "HeldPrediction", "Holder", "held_key"]
 
 MAGIC: Final = b"SKHELD\x00\x01"
 HEADER: Final = struct.Struct("<8sI52x")
-PLACE: Final = struct.Struct("<16s8sdddi4xd")
-PLACES: Final = 32  # of a bucket; half of them are for those that are to be held
+PLACE: Final = struct.Struct("<16s8sdddiId")
 LABEL_AT: Final = 56
 KEY_BYTES: Final = 16
-# A process that drains may still write: the next one begins so many places further on
-AHEAD: Final = 8
-SCAN_BUCKETS: Final = 512
+NUMBERS: Final = 1 << 32
+SCAN_PLACES: Final = 8192
 LOCK_S: Final = 1.0
 MAX_WINDOW_S: Final = 86_400.0
-_AT: Final = np.dtype({"names": ["at"], "formats": ["<f8"], "offsets": [32], "itemsize": 64})
 _NO_LABEL: Final = math.nan
+_PLACES: Final = np.dtype(
+    {
+        "names": ["hash", "length_s", "number"],
+        "formats": ["<u4", "<f8", "<u4"],
+        "offsets": [0, 24, 52],
+        "itemsize": PLACE.size,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldPrediction:
     """A prediction that may still get its label."""
 
-    place: int  # in the file, bytes
+    place: int
     context: bytes
     start: float  # of its window, Unix seconds
     length_s: float
@@ -65,21 +76,37 @@ def held_key(model: str, id: str) -> bytes:
 
 
 class Held:
-    """The file; several processes may have it open.
+    """The file; while one process follows another, both have it open.
 
     Args:
         path: of the file; it is made where it is not there, or was made for another number.
-        predictions: how many are held: of so many, 1 in 10,000 or fewer goes too early.
+        predictions: how many are held at least; the next power of two.
         hold_s: for how long.
+        beside: whether another process writes too, at the start.
+        follows: tells whether another one does.
     """
 
-    def __init__(self, path: Path, *, predictions: int, hold_s: float) -> None:
-        self.predictions: Final = predictions
+    def __init__(
+        self,
+        path: Path,
+        *,
+        predictions: int,
+        hold_s: float,
+        beside: bool = False,
+        follows: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.places: Final = 1 << max(predictions - 1, 1).bit_length()
         self.hold_s: Final = hold_s
         self.failed = 0  # predictions that the disk did not take
-        self._buckets = max(1, math.ceil(predictions / (PLACES // 2)))
+        self._mask: Final = self.places - 1
+        self._follows = follows
         self._fd = self._open(path)
-        self._next = self._scan()
+        self._newest = array("I")  # by hash: place + 1, 0 for none
+        self._before = array("I")  # by place: the one before with that hash, place + 1
+        self._next = self._scan() + 1  # number of the next prediction
+        self._partial = beside  # what another process adds is not in the index
+        if beside:
+            self._next += self.places // 8  # room for what it has yet to answer
 
     def close(self) -> None:
         """Give the file back."""
@@ -95,7 +122,7 @@ class Held:
         prediction: int,
         confidence: float,
     ) -> None:
-        """Hold a prediction, over the oldest one of its bucket.
+        """Hold a prediction, over the oldest one.
 
         Args:
             key: of `held_key`.
@@ -105,14 +132,20 @@ class Held:
             prediction: its class, -1 for none.
             confidence: of that class, or the value.
         """
-        bucket = int.from_bytes(key[:8], "little") % self._buckets
-        place = self._next[bucket]
-        self._next[bucket] = (place + 1) % PLACES
-        data = PLACE.pack(key, context, length_s, at, confidence, prediction, _NO_LABEL)
+        number = self._next
+        place = number & self._mask
+        data = PLACE.pack(
+            key, context, length_s, at, confidence, prediction, number % NUMBERS, _NO_LABEL
+        )
         try:
-            os.pwrite(self._fd, data, HEADER.size + (bucket * PLACES + place) * PLACE.size)
+            os.pwrite(self._fd, data, HEADER.size + place * PLACE.size)
         except OSError:
             self.failed += 1  # the prediction is answered and counted all the same
+            return
+        self._next = number + 1
+        hashed = int.from_bytes(key[:4], "little") & self._mask
+        self._before[place] = self._newest[hashed]
+        self._newest[hashed] = place + 1
 
     def find(self, key: bytes, now: float) -> HeldPrediction | None:
         """Return a prediction that is still held.
@@ -121,24 +154,24 @@ class Held:
             key: of `held_key`.
             now: Unix seconds.
         """
-        bucket = int.from_bytes(key[:8], "little") % self._buckets
-        begin = HEADER.size + bucket * PLACES * PLACE.size
-        data = os.pread(self._fd, PLACES * PLACE.size, begin)
-        found: HeldPrediction | None = None
-        for at in range(0, len(data) - PLACE.size + 1, PLACE.size):
-            if data.startswith(key, at):
-                one = _read(data, at, begin + at)
-                if one is not None and (found is None or one.at > found.at):
-                    found = one
+        found = self._find(key)
         return found if found is not None and now - found.at <= self.hold_s else None
 
     def mark(self, held: HeldPrediction, label: float) -> None:
         """Note the label of a prediction; may be done twice."""
-        os.pwrite(self._fd, struct.pack("<d", label), held.place + LABEL_AT)
+        at = HEADER.size + held.place * PLACE.size + LABEL_AT
+        os.pwrite(self._fd, struct.pack("<d", label), at)
 
     def sync(self) -> None:
         """Make every mark so far durable against a power cut."""
         os.fdatasync(self._fd)
+
+    def refresh(self) -> None:
+        """Take what another process has added into the index, where there is one, or was."""
+        follows = self._follows()
+        if self._partial or follows:
+            self._partial = follows
+            self._scan()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -161,9 +194,31 @@ class Held:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def _find(self, key: bytes) -> HeldPrediction | None:
+        follows = self._newest[int.from_bytes(key[:4], "little") & self._mask]
+        newer = -1
+        while follows:
+            place = follows - 1
+            data = os.pread(self._fd, PLACE.size, HEADER.size + place * PLACE.size)
+            if len(data) < PLACE.size:
+                return None
+            got, context, length_s, at, confidence, said, number, label = PLACE.unpack(data)
+            if newer >= 0 and not 0 < (newer - number) % NUMBERS < NUMBERS // 2:
+                return None  # written over: what follows is of another hash
+            if got == key:
+                if not (math.isfinite(at) and 0.0 < length_s <= MAX_WINDOW_S and said >= -1):
+                    return None  # a disk has spoilt it
+                start = math.floor(at / length_s) * length_s
+                known = None if math.isnan(label) else label
+                return HeldPrediction(
+                    place, context, start, length_s, said, confidence, at, known
+                )  # fmt: skip
+            newer, follows = number, self._before[place]
+        return None
+
     def _open(self, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        header = HEADER.pack(MAGIC, self._buckets)
+        header = HEADER.pack(MAGIC, self.places)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.pread(fd, HEADER.size, 0) == header:
             return fd
@@ -174,32 +229,34 @@ class Held:
         part.rename(path)
         return fd
 
-    def _scan(self) -> bytearray:
-        """Return the next place of each bucket."""
-        following = bytearray(self._buckets)
-        size = PLACES * PLACE.size
-        for first in range(0, self._buckets, SCAN_BUCKETS):
-            data = os.pread(self._fd, SCAN_BUCKETS * size, HEADER.size + first * size)
-            whole = len(data) // size
-            if not whole:
-                continue  # nothing was written so far back: the file has holes
-            at = np.frombuffer(data[: whole * size], dtype=_AT)["at"].reshape(whole, PLACES)
-            last = np.where(np.isfinite(at), at, 0.0).argmax(axis=1)
-            begun = at.max(axis=1) != 0.0
-            places = np.where(begun, (last + 1 + AHEAD) % PLACES, 0)
-            end = min(first + whole, self._buckets)
-            following[first:end] = places[: end - first].astype(np.uint8).tobytes()
-        return following
-
-
-def _read(data: bytes, at: int, place: int) -> HeldPrediction | None:
-    """Return what stands at a place, None where a disk has spoilt it."""
-    _, context, length_s, when, confidence, said, label = PLACE.unpack_from(data, at)
-    if not (math.isfinite(when) and 0.0 < length_s <= MAX_WINDOW_S and said >= -1):
-        return None
-    start = math.floor(when / length_s) * length_s
-    known = None if math.isnan(label) else label
-    return HeldPrediction(place, context, start, length_s, said, confidence, when, known)
+    def _scan(self) -> int:
+        """Make the index anew from the file; return the newest number, -1 for none."""
+        hashes = np.zeros(self.places, np.uint32)
+        numbers = np.zeros(self.places, np.int64)
+        full = np.zeros(self.places, np.bool_)
+        for first in range(0, self.places, SCAN_PLACES):
+            size = min(SCAN_PLACES, self.places - first) * PLACE.size
+            data = os.pread(self._fd, size, HEADER.size + first * PLACE.size)
+            found = np.frombuffer(data[: len(data) // PLACE.size * PLACE.size], _PLACES)
+            here = slice(first, first + len(found))
+            hashes[here], numbers[here] = found["hash"] & self._mask, found["number"]
+            full[here] = found["length_s"] > 0.0
+        last = -1
+        places = np.flatnonzero(full)
+        newest, before = np.zeros(self.places, np.uint32), np.zeros(self.places, np.uint32)
+        if len(places):
+            # numbers run over: what counts is how far they are from any one of them
+            away = (numbers[places] - numbers[places[0]] + NUMBERS // 2) % NUMBERS
+            order = np.argsort(away, kind="stable")
+            last = int(numbers[places[order[-1]]])
+            places = places[order]
+            places = places[np.argsort(hashes[places], kind="stable")]
+            same = hashes[places[1:]] == hashes[places[:-1]]
+            before[places[1:][same]] = places[:-1][same] + 1
+            ends = np.append(~same, True)
+            newest[hashes[places[ends]]] = places[ends] + 1
+        self._newest, self._before = array("I", newest.tobytes()), array("I", before.tobytes())
+        return last
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +285,8 @@ class Holder:
             said: per row the class, -1 for none, and the confidence or value.
             known: whether some were answered before: of these the first answer stays.
         """
+        if known:
+            self.held.refresh()
         for i, (prediction, confidence) in enumerate(said):
             key = held_key(self.model, id if len(said) == 1 else f"{id}#{i}")
             if known and self.held.find(key, at) is not None:

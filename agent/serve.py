@@ -37,7 +37,7 @@ from agent.mirror import Mirror
 from agent.observe import Observer, RecentIds, count_plan
 from agent.recover import Recovery, foreign_contexts
 from agent.runtime import Model, read_manifest
-from agent.segments import CountPlan, Header
+from agent.segments import CountPlan, Header, boots, is_live
 from agent.serve_channel import Channel
 from agent.serve_protocol import (
     Accept,
@@ -98,7 +98,12 @@ class Server:
         self._syncer = Syncer(loop, self._spool.take_sync)
         recent = RecentIds(config.recent_ids)
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
-        self._feedback = Feedback(config.feedback, catch_up=lambda: self._recovery.catch_up())
+        self._feedback = Feedback(
+            config.feedback,
+            catch_up=lambda: self._recovery.catch_up(),
+            beside=lambda: any(is_live(root / other) for other in boots(root) if other != boot),
+            follows=lambda: self._recovery.follows,
+        )
         self._labels = Labels(
             self._spool, config.window_s,
             seen=self._feedback.seen, sync=self._feedback.sync if config.sync_s else None,

@@ -29,10 +29,11 @@ from benchmarks.outcome import write  # noqa: E402
 from skerry.canonical import to_msgpack  # noqa: E402
 from skerry.io.client import Client  # noqa: E402
 from skerry.records import Context  # noqa: E402
-from tests.fakes.serving import Serve, images, linear_release, listen  # noqa: E402
+from tests.fakes.serving import Release, Serve, images, linear_release, listen  # noqa: E402
 
 HELD = 65_536
 LABELS = 2000
+BLOCKS = 5  # of requests; the first is not counted
 CONTEXT = Context("reader", "reader", "1.0.0", "sha256:" + "0" * 64, "int8-cpu")
 
 
@@ -47,34 +48,47 @@ def pss_mib(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def requests(root: Path, rounds: int, count: int) -> dict[str, object]:
-    """Ask two serve processes in turns."""
+def requests(root: Path, pairs: int, count: int) -> dict[str, object]:
+    """Ask pairs of serve processes in turns: one that holds beside one that does not, and two equals."""
     release = linear_release(root / "release")
-    on = FeedbackSettings(str(root / "on" / "feedback"), ["*"])
+    found: dict[str, object] = {}
+    for what, slots in (("holding", ["*"]), ("equal", [])):
+        off, more, memory = [], [], []
+        for number in range(pairs):
+            plain, other, mib = _pair(root / f"{what}-{number}", release, slots, count, number % 2)
+            off.append(plain)
+            more.append(other - plain)
+            memory.append(mib)
+        found[f"{what}_more_us"] = statistics.median(more)
+        found[f"{what}_more_us_quartiles"] = statistics.quantiles(more)[::2]
+        found[f"{what}_more_pss_mib"] = statistics.median(memory)
+        found["off_us"] = statistics.median(off)
+    return found
+
+
+def _pair(
+    root: Path, release: Release, slots: list[str], count: int, swapped: int
+) -> tuple[float, float, float]:
+    """Return CPU microseconds a request of both processes, and how much more memory one takes."""
+    settings = FeedbackSettings(str(root / "held"), slots)
     image = images(1)
-    spent: dict[str, list[float]] = {"off": [], "on": []}
     with (
-        listen() as one, listen() as other,
-        Serve(root / "off", one, release) as off, Serve(root / "on", other, release, feedback=on) as held,
+        listen() as one, listen() as two,
+        Serve(root / "a", one, release, feedback=FeedbackSettings() if not swapped else settings) as a,
+        Serve(root / "b", two, release, feedback=settings if not swapped else FeedbackSettings()) as b,
     ):  # fmt: skip
-        served = {"off": off.start(), "on": held.start()}
-        clients = {name: Client(serve.url) for name, serve in served.items()}
-        for number in range(rounds + 1):
-            for name, client in clients.items():
-                before = cpu_us(served[name].process.pid)
+        spent = []
+        asked = [(serve.start(), Client(serve.url)) for serve in (a, b)]
+        for block in range(BLOCKS):
+            for serve, client in asked[:: -1 if block % 2 else 1]:
+                before = cpu_us(serve.process.pid)
                 for i in range(count):
-                    client.predict("reader", {"image": image}, id=f"{number}-{i}")
-                if number:  # the first is not counted
-                    spent[name].append((cpu_us(served[name].process.pid) - before) / count)
-        more = [b - a for a, b in zip(spent["off"], spent["on"], strict=True)]
-        return {
-            "off_us": statistics.median(spent["off"]),
-            "on_us": statistics.median(spent["on"]),
-            "more_us": statistics.median(more),
-            "more_us_quartiles": statistics.quantiles(more)[::2],
-            "off_pss_mib": pss_mib(off.process.pid),
-            "on_pss_mib": pss_mib(held.process.pid),
-        }
+                    client.predict("reader", {"image": image}, id=f"{block}-{i}")
+                spent.append((serve, (cpu_us(serve.process.pid) - before) / count))
+        us = [statistics.median(x for s, x in spent[2:] if s is serve) for serve in (a, b)]
+        mib = [pss_mib(serve.process.pid) for serve in (a, b)]
+        (off, on), (off_mib, on_mib) = (us[::-1], mib[::-1]) if swapped else (us, mib)
+        return off, on, on_mib - off_mib
 
 
 def pieces(root: Path) -> dict[str, object]:
@@ -90,7 +104,6 @@ def pieces(root: Path) -> dict[str, object]:
     begin = time.perf_counter()
     held = Held(root / "held", predictions=HELD, hold_s=1e9)
     open_ms = (time.perf_counter() - begin) * 1000
-    gone = sum(held.find(held_key("reader", id), 1000.0) is None for id in ids[-HELD:])
     header = Header("boot", 1, "", 60.0, [CONTEXT], [])
     spool = Spool(root / "spool", header, segment_bytes=1 << 20, max_bytes=1 << 28)
     labels = Labels(spool, 1e9)
@@ -120,7 +133,6 @@ def pieces(root: Path) -> dict[str, object]:
         "count_us_a_label": count_us,
         "open_full_ms": open_ms,
         "file_bytes": (root / "held").stat().st_size,
-        "newest_gone_too_early": [gone, HELD],
         "label_record_bytes": len(to_msgpack(one)),
         "sketch_bytes_1000_labels_10_classes": len(to_msgpack(count_labels("b" * 16, classes))),
         "sketch_bytes_1000_labels_values": len(to_msgpack(count_labels("b" * 16, values))),
@@ -130,12 +142,12 @@ def pieces(root: Path) -> dict[str, object]:
 def main() -> None:
     """Measure, and keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=1000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        found = requests(root, args.rounds, args.requests) | pieces(root)
+        found = requests(root, args.pairs, args.requests) | pieces(root)
     write("feedback_cost", found)
 
 

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from agent.feedback import JoinPlan, read_label
-from agent.held import PLACES, Held, held_key
+from agent.held import Held, held_key
 from agent.labels import Label, Labels, count_labels
 from agent.segments import DONE, boots, settled_upto
 from agent.serve_protocol import FeedbackSettings
@@ -366,62 +366,93 @@ def test_without_room_a_label_is_refused_and_may_come_again(
 # --- the pieces ------------------------------------------------------------------------------
 
 
-def test_the_oldest_go_first_and_the_file_stays_as_large(tmp_path: Path) -> None:
-    path = tmp_path / "held"
-    held = Held(path, predictions=1600, hold_s=1000.0)
-
-    def add(i: int) -> None:
+def hold(held: Held, numbers: Iterable[int], model: str = "m") -> None:
+    for i in numbers:
         held.add(
-            held_key("m", f"p{i}"), b"c" * 8, length_s=60.0, at=float(i),
-            prediction=i, confidence=0.5,
+            held_key(model, f"p{i}"), b"c" * 8, length_s=60.0, at=float(i), prediction=i,
+            confidence=0.5,
         )  # fmt: skip
 
-    for i in range(1600):
-        add(i)
-    assert all(held.find(held_key("m", f"p{i}"), 1600.0) for i in range(600, 1600))
-    assert held.find(held_key("m", "p599"), 1600.0) is None  # too old
-    assert held.find(held_key("other", "p1599"), 1600.0) is None
-    for i in range(1600, 20_000):
-        add(i)
-    assert path.stat().st_size <= 64 * (1 + 100 * PLACES)
-    newest = [held.find(held_key("m", f"p{i}"), 19_400.0) for i in range(18_400, 20_000)]
-    assert sum(found is None for found in newest) <= 2
+
+def kept(held: Held, numbers: Iterable[int]) -> list[int]:
+    """Those that are found, each as what it was."""
+    found = [(i, held.find(held_key("m", f"p{i}"), 0.0)) for i in numbers]
+    assert all(one.prediction == i for i, one in found if one is not None)
+    return [i for i, one in found if one is not None]
+
+
+def test_the_newest_are_held_and_the_file_stays_as_large(tmp_path: Path) -> None:
+    path = tmp_path / "held"
+    held = Held(path, predictions=1000, hold_s=100.0)
+    hold(held, range(1, 1025))
+    assert kept(held, range(1, 1025)) == list(range(1, 1025))
+    for end in (1025, 5000, 20_000):
+        hold(held, range(end - 1024, end))
+        assert kept(held, range(1, end)) == list(range(end - 1024, end))
+    assert path.stat().st_size == 64 * (1 + 1024)
+    key = held_key("m", "p19000")
+    assert held.find(key, 19_100.0) is not None
+    assert held.find(key, 19_101.0) is None  # too old
+    assert held.find(held_key("other", "p19000"), 0.0) is None
     held.close()
 
 
-def test_marks_and_places_are_found_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 10, 63, 64, 65, 1000])
+def test_marks_and_places_are_found_again(tmp_path: Path, count: int) -> None:
     path = tmp_path / "held"
-    held = Held(path, predictions=16, hold_s=1000.0)
-    for i in range(40):
-        held.add(
-            held_key("m", f"p{i}"), b"c" * 8, length_s=60.0, at=100.0 + i,
-            prediction=i, confidence=0.5,
-        )  # fmt: skip
-    found = held.find(held_key("m", "p39"), 150.0)
+    held = Held(path, predictions=64, hold_s=1e9)
+    hold(held, range(count))
+    newest = range(max(0, count - 64), count)
+    found = held.find(held_key("m", f"p{count - 1}"), 0.0)
     assert found is not None
     assert found.label is None
     held.mark(found, 2.0)
     held.close()
-    again = Held(path, predictions=16, hold_s=1000.0)
-    found = again.find(held_key("m", "p39"), 150.0)
+    again = Held(path, predictions=64, hold_s=1e9)
+    assert kept(again, range(count)) == list(newest)
+    found = again.find(held_key("m", f"p{count - 1}"), 0.0)
     assert found is not None
     assert found.label == 2.0
-    assert found.prediction == 39
-    again.add(
-        held_key("m", "new"), b"c" * 8, length_s=60.0, at=200.0, prediction=1,
-        confidence=0.5,
-    )  # fmt: skip
-    kept = [again.find(held_key("m", f"p{i}"), 200.0) for i in range(24, 40)]
-    assert all(kept), "the newest are not the ones that go"
+    hold(again, range(count, count + 10))
+    assert kept(again, range(count + 10)) == list(range(max(0, count - 54), count + 10))
     again.close()
-    other = Held(path, predictions=1600, hold_s=1000.0)  # another size begins anew
-    assert other.find(held_key("m", "p39"), 150.0) is None
+    other = Held(path, predictions=128, hold_s=1e9)  # another size begins anew
+    assert kept(other, newest) == []
     other.close()
 
 
-def label(i: int, **fields: Any) -> Label:
-    given = {"classes": 3, "predicted": i % 3, "label": 0, **fields}
-    return Label(f"key-{i}".encode(), CONTEXT, 60.0 * (i % 2), 60.0, **given)
+def test_numbers_run_over(tmp_path: Path) -> None:
+    held = Held(tmp_path / "held", predictions=64, hold_s=1e9)
+    held._next = (1 << 32) - 30
+    hold(held, range(50))
+    assert kept(held, range(50)) == list(range(50))
+    held.close()
+    again = Held(tmp_path / "held", predictions=64, hold_s=1e9)
+    assert kept(again, range(50)) == list(range(50))
+    hold(again, range(50, 100))
+    assert kept(again, range(100)) == list(range(36, 100))
+    again.close()
+
+
+def test_two_who_write_at_once_find_each_others(tmp_path: Path) -> None:
+    path, there = tmp_path / "held", [True]
+    old = Held(path, predictions=1024, hold_s=1e9, follows=lambda: there[0])
+    hold(old, range(500))
+    new = Held(path, predictions=1024, hold_s=1e9, beside=True, follows=lambda: there[0])
+    hold(new, range(500, 600))
+    hold(old, range(600, 650))
+    assert kept(new, range(650)) == list(range(600))
+    for held in (old, new):
+        held.refresh()
+        assert kept(held, range(650)) == list(range(650))
+    hold(old, range(650, 660))
+    there[0] = False
+    new.refresh()
+    assert kept(new, range(660)) == list(range(660))
+    hold(new, range(660, 1000))
+    assert kept(new, range(1000)) == list(range(1000))
+    old.close()
+    new.close()
 
 
 def test_a_spoilt_place_is_no_prediction(tmp_path: Path) -> None:
