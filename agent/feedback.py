@@ -96,8 +96,7 @@ class Feedback:
     Args:
         settings: whose predictions are held, and where.
         catch_up: takes over what another process, that serves beside this one, has recorded.
-        beside: whether there is another one at the start.
-        follows: tells whether there is one.
+        beside: tells whether there is such a one.
     """
 
     def __init__(
@@ -106,7 +105,6 @@ class Feedback:
         *,
         catch_up: Callable[[], None],
         beside: Callable[[], bool],
-        follows: Callable[[], bool],
     ) -> None:
         self._slots = set(settings.slots)
         self._folder = Path(settings.folder)
@@ -121,8 +119,7 @@ class Feedback:
                     self._folder / "held",
                     predictions=settings.predictions,
                     hold_s=settings.hold_s,
-                    beside=beside(),
-                    follows=follows,
+                    beside=beside,
                 )
             except OSError as error:  # predictions go on without
                 _LOG.error("predictions are not held for labels: %s", error)

@@ -82,8 +82,7 @@ class Held:
         path: of the file; it is made where it is not there, or was made for another number.
         predictions: how many are held at least; the next power of two.
         hold_s: for how long.
-        beside: whether another process writes too, at the start.
-        follows: tells whether another one does.
+        beside: tells whether another process writes too.
     """
 
     def __init__(
@@ -92,20 +91,19 @@ class Held:
         *,
         predictions: int,
         hold_s: float,
-        beside: bool = False,
-        follows: Callable[[], bool] = lambda: False,
+        beside: Callable[[], bool] = lambda: False,
     ) -> None:
         self.places: Final = 1 << max(predictions - 1, 1).bit_length()
         self.hold_s: Final = hold_s
         self.failed = 0  # predictions that the disk did not take
         self._mask: Final = self.places - 1
-        self._follows = follows
+        self._beside = beside
         self._fd = self._open(path)
         self._newest = array("I")  # by hash: place + 1, 0 for none
         self._before = array("I")  # by place: the one before with that hash, place + 1
         self._next = self._scan() + 1  # number of the next prediction
-        self._partial = beside  # what another process adds is not in the index
-        if beside:
+        self._partial = beside()  # what another process adds is not in the index
+        if self._partial:
             self._next += self.places // 8  # room for what it has yet to answer
 
     def close(self) -> None:
@@ -168,9 +166,9 @@ class Held:
 
     def refresh(self) -> None:
         """Take what another process has added into the index, where there is one, or was."""
-        follows = self._follows()
-        if self._partial or follows:
-            self._partial = follows
+        beside = self._beside()
+        if self._partial or beside:
+            self._partial = beside
             self._scan()
 
     @contextlib.contextmanager

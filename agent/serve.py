@@ -100,9 +100,8 @@ class Server:
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
         self._feedback = Feedback(
             config.feedback,
-            catch_up=lambda: self._recovery.catch_up(),
-            beside=lambda: any(is_live(root / other) for other in boots(root) if other != boot),
-            follows=lambda: self._recovery.follows,
+            catch_up=self._catch_up,
+            beside=self._beside,
         )
         self._labels = Labels(
             self._spool, config.window_s,
@@ -192,6 +191,18 @@ class Server:
         """Make records power-safe: after `sync_s`, or earlier when many came."""
         if self._config.sync_s and self._spool.unsynced and not self._syncer.busy:
             self._syncer.do(self._spool.take_sync())
+
+    def _catch_up(self) -> None:
+        """Take over what others have recorded; also one that has just begun."""
+        if self._recovery.follows:
+            self._recovery.catch_up()
+        elif self._beside():
+            self._recovery.look(rebuild=False)
+
+    def _beside(self) -> bool:
+        """Tell whether another process records at the same time."""
+        root = self._spool.directory.parent
+        return any(is_live(root / boot) for boot in boots(root) if boot != self._spool.boot)
 
     def _metrics(self) -> str:
         text = metrics_text(self._models, self._observer, self._spool, self._http.load)
