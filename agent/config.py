@@ -1,7 +1,8 @@
 """The agent's settings: one frozen value, read once from an optional TOML file.
 
 Everything has a default. What the fleet decides (window length, record policy, credit) is
-not here: it comes signed, and is kept with the state.
+not here: it comes signed, and is kept with the state. What is said here of records can only
+let less leave than the fleet asks for (`agent.leaving`).
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ from agent.maintenance import parse_windows, parse_zone
 from skerry.errors import NotFoundError, UsageError
 from skerry.ids import check_id
 from skerry.toml import MAX_TOML_BYTES, from_toml
+from skerry.wire import MAX_INPUT_BYTES
 
 __all__ = ["AgentConfig", "Layout", "load_config"]
 
 MAX_PORT: Final = 65_535
+RECORDS: Final = ("none", "sampled", "all")  # each lets more leave than the one before
+ALWAYS: Final = frozenset({"prediction", "confidence", "latency_us"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,15 @@ class AgentConfig:
     feedback_slots: tuple[str, ...] = ()  # whose predictions get labels later; "*": every slot's
     feedback_predictions: int = 65_536  # held for their labels, 64 bytes of disk each
     feedback_hold_s: float = 604_800.0  # for so long
+    records: str = (
+        "all"  # the most that leaves: none, sampled or all; the fleet asks for none at first
+    )
+    sample_rate: float = 1.0  # the largest share of them, where sampled
+    record_features: bool = True  # records may have them
+    record_inputs: bool = False  # records may have the raw inputs, where the fleet asks for them
+    input_max_bytes: int = 65_536  # of one record; larger inputs are left out, and that is said
+    withheld: tuple[str, ...] = ()  # features and inputs that never leave: name, slot/name or *
+    hashed: tuple[str, ...] = ()  # features of which only keyed hashes leave
 
     def __post_init__(self) -> None:
         if not 0 <= self.http_port <= MAX_PORT:
@@ -96,6 +109,7 @@ class AgentConfig:
             )
         if not 1.0 <= self.feedback_hold_s <= 1e9:
             raise UsageError(f"expected feedback_hold_s of 1 to 1e9, got {self.feedback_hold_s}")
+        self._check_leaving()
         for slot in self.feedback_slots:
             if slot != "*":
                 check_id(str(slot), "feedback slot")
@@ -109,6 +123,25 @@ class AgentConfig:
             raise UsageError(
                 f"expected log_level debug, info, warning or error, got {self.log_level!r}"
             )
+
+    def _check_leaving(self) -> None:
+        if self.records not in RECORDS:
+            raise UsageError(f"expected records none, sampled or all, got {self.records!r}")
+        if not 0.0 <= self.sample_rate <= 1.0:
+            raise UsageError(f"expected sample_rate of 0 to 1, got {self.sample_rate}")
+        if not 0 <= self.input_max_bytes <= MAX_INPUT_BYTES:
+            raise UsageError(
+                f"expected input_max_bytes of 0 to {MAX_INPUT_BYTES}, got {self.input_max_bytes}"
+            )
+        for setting in ("withheld", "hashed"):
+            for name in getattr(self, setting):
+                if not isinstance(name, str) or not name:
+                    raise UsageError(f"expected names in {setting}, got {name!r}")
+                if name.rpartition("/")[2] in ALWAYS:
+                    raise UsageError(
+                        f"{setting} takes features and inputs, and {name!r} is what a prediction "
+                        f'is; set records = "none" to keep predictions on the device'
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +184,11 @@ class Layout:
     def feedback(self) -> Path:
         """Predictions that are held for labels that come later."""
         return self.root / "feedback"
+
+    @property
+    def hash_key(self) -> Path:
+        """The key of what leaves hashed; it stays here."""
+        return self.root / "hash.key"
 
     @property
     def status(self) -> Path:

@@ -45,6 +45,7 @@ from agent.facts import (
 from agent.identity import Identity
 from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory, vital_signs
+from agent.leaving import Gate
 from agent.mqtt import Link, LinkConfig, parse_broker_url
 from agent.orders import Orders, with_remote
 from agent.outbox import Outbox
@@ -119,7 +120,7 @@ class Control:
         self._outbox = Outbox(self._status.acked if self._status else None,
                               resend_s=config.resend_s)  # fmt: skip
         layout.spool.mkdir(exist_ok=True)
-        self._spooler = Spooler(layout.spool, self._outbox, batch_bytes=config.batch_max_bytes)
+        self._spooler = Spooler(layout.spool, self._outbox, batch_bytes=config.batch_max_bytes, gate=Gate(config, layout.hash_key))  # fmt: skip
         self._supervisor = Supervisor(
             listeners, self._serve_config(), layout.root,
             start_timeout_s=config.start_timeout_s,

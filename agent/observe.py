@@ -53,7 +53,12 @@ def count_plan(manifest: Manifest, baseline: Baseline) -> CountPlan:
         position = {value: place for place, value in enumerate(spec.values)}
         named = names or [str(i) for i in range(len(spec.values))]
         classes = [position.get(name, -1) for name in named]
-    return CountPlan([feature.name for feature in manifest.features], classes, columns)
+    return CountPlan(
+        [feature.name for feature in manifest.features],
+        classes,
+        columns,
+        [feature.input for feature in manifest.features],
+    )
 
 
 def window_start(at: float, window_s: float) -> float:

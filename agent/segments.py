@@ -69,6 +69,7 @@ class CountPlan(msgspec.Struct, frozen=True, array_like=True):
     features: list[str]  # names, in the order of `Prediction.features`
     classes: list[int]  # class position -> position in the `prediction` column, -1 is unseen
     columns: dict[str, ColumnSpec]
+    inputs: list[str] = []  # that each feature is made of; empty in segments of older agents
 
 
 class Header(msgspec.Struct, frozen=True):

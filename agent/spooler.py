@@ -10,14 +10,12 @@ numbers, and is said as such (`Batch.dropped_before`).
 
 import contextlib
 import logging
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from agent.durable import fsync_dir
+from agent.leaving import MAX_ITEM_BYTES, Gate, leaving_bytes
 from agent.outbox import Outbox, may_forget
 from agent.segments import (
     DONE,
@@ -30,7 +28,7 @@ from agent.segments import (
     sync,
 )
 from skerry.errors import FormatError, NotFoundError
-from skerry.records import Item, Prediction, Skip
+from skerry.records import Item, Skip
 from skerry.wire import Batch, Policy
 
 __all__ = ["Spooler"]
@@ -39,8 +37,6 @@ log = logging.getLogger(__name__)
 
 READ_RECORDS: Final = 256
 MAX_BATCH_RECORDS: Final = 2048
-MAX_ITEM_BYTES: Final = 96 << 10  # a larger record would not pass as a message
-_DECODER: Final = msgspec.msgpack.Decoder(Item)
 
 
 @dataclass(slots=True)
@@ -69,12 +65,16 @@ class Spooler:
         spool: the directory.
         outbox: whose cursors are moved.
         batch_bytes: about how large a batch may become.
+        gate: lets records leave.
     """
 
-    def __init__(self, spool: Path, outbox: Outbox, *, batch_bytes: int) -> None:
+    def __init__(
+        self, spool: Path, outbox: Outbox, *, batch_bytes: int, gate: Gate | None = None
+    ) -> None:
         self._spool = spool
         self._outbox = outbox
         self._batch_bytes = batch_bytes
+        self._gate = gate or Gate()
         self._boots: dict[str, _Boot] = {}
 
     def look(self) -> bool:
@@ -223,12 +223,15 @@ class Spooler:
             if not records:
                 break
             payload = records[0][1]
-            item = _leaving(payload, policy)
+            item = self._gate.leaving(payload, reader.header, policy)
             if isinstance(item, Skip) and items and isinstance(items[-1], Skip):
                 items[-1] = Skip(items[-1].count + item.count)
                 continue
+            more = leaving_bytes(item, payload)
+            if items and size + more > MAX_ITEM_BYTES:
+                break  # it is read once more, for the next message
             items.append(item)
-            size += 8 if isinstance(item, Skip) else len(payload)
+            size += more
             if size >= self._batch_bytes:
                 break
         return items
@@ -286,17 +289,3 @@ def _is_bare(folder: Path) -> bool:
         except NotFoundError:
             continue
     return True
-
-
-def _leaving(payload: bytes, policy: Policy) -> Item:
-    """Return a record as the policy lets it leave the device."""
-    if len(payload) > MAX_ITEM_BYTES:
-        return Skip(1)
-    try:
-        item: Item = _DECODER.decode(payload)
-    except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: no UTF-8
-        return Skip(1)  # its crc is right and its form is not: the writer was newer
-    if not isinstance(item, Prediction) or policy.records == "all":
-        return item
-    share = zlib.crc32(item.id.encode()) / 2**32
-    return item if policy.records == "sampled" and share < policy.sample_rate else Skip(1)

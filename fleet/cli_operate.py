@@ -292,19 +292,48 @@ def policy_show(url: str, token_file: Path | None, as_json: bool) -> None:
 @click.option("--window-s", type=float, help="Length of a sketch window in seconds.")
 @click.option("--records", type=click.Choice(["none", "sampled", "all"]), help="What leaves.")
 @click.option("--sample-rate", type=float, help="Share of predictions sent, with `sampled`.")
+@click.option("--features/--no-features", default=None, help="Records have the features.")
+@click.option("--inputs/--no-inputs", default=None, help="Records have the raw inputs too.")
+@click.option("--input-max-bytes", type=int, help="Of one record; larger inputs are left out.")
+@click.option("--withheld", help="Features and inputs that never leave: names with commas between.")
+@click.option("--hashed", help="Features of which hashes leave: names with commas between.")
 @remote
 def policy_set(
     window_s: float | None,
     records: str | None,
     sample_rate: float | None,
+    features: bool | None,
+    inputs: bool | None,
+    input_max_bytes: int | None,
+    withheld: str | None,
+    hashed: str | None,
     url: str,
     token_file: Path | None,
     as_json: bool,
 ) -> None:
     """Change the policy; what is not given stays."""
-    given = {"window_s": window_s, "records": records, "sample_rate": sample_rate}
+    given = {
+        "window_s": window_s,
+        "records": records,
+        "sample_rate": sample_rate,
+        "features": features,
+        "inputs": inputs,
+        "input_max_bytes": input_max_bytes,
+        "withheld": _names(withheld),
+        "hashed": _names(hashed),
+    }
     changed = {name: value for name, value in given.items() if value is not None}
     if not changed:
-        raise UsageError("expected something to set: --window-s, --records or --sample-rate")
+        raise UsageError(
+            "expected something to set, such as --window-s, --records or --sample-rate; "
+            "skerry policy set --help has the rest"
+        )
     done = client(url, token_file).put("/policy", changed)
     print_json(done) if as_json else click.echo(f"version {done['version']}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Return names that were given with commas between; none of them for an empty text."""
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -12,7 +12,7 @@ from typing import Final
 
 from skerry.errors import FormatError
 from skerry.feedback import check_errors
-from skerry.records import Context, Errors, Item, Loss, Prediction, SketchWindow, Skip
+from skerry.records import Aside, Context, Errors, Item, Loss, Prediction, SketchWindow, Skip
 from skerry.sketch import (
     MAX_BINS,
     CategoricalCounts,
@@ -22,8 +22,9 @@ from skerry.sketch import (
     NumericSpec,
     check_column,
 )
+from skerry.tensors import DTYPES, MAX_RANK
 from skerry.trials import SHADOW_EDGES, ShadowReport, Trial
-from skerry.wire import LiveStats, Reported, Result, Up
+from skerry.wire import MAX_INPUT_BYTES, LiveStats, Reported, Result, Up
 
 __all__ = ["check_envelope", "check_reported", "check_result", "sound_items"]
 
@@ -39,6 +40,7 @@ MAX_ASSIGNMENTS: Final = 64
 MAX_STEPS: Final = 64
 MAX_TRIALS: Final = 32
 MAX_FEATURES: Final = 256
+MAX_INPUTS: Final = 64
 _BOOT: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 Specs = Callable[[str], Mapping[str, ColumnSpec] | None]
@@ -130,6 +132,25 @@ def _is_sound_prediction(item: Prediction) -> bool:
         and -1 <= item.prediction <= MAX_INT
         and _is_count(item.latency_us)
         and len(item.features) <= MAX_FEATURES
+        and (item.aside is None or _is_sound_aside(item.aside, len(item.features)))
+    )
+
+
+def _is_sound_aside(aside: Aside, features: int) -> bool:
+    inputs = len(aside.inputs) <= MAX_INPUTS and all(
+        _is_text(tensor.name)
+        and tensor.datatype in DTYPES
+        and len(tensor.shape) <= MAX_RANK
+        and all(map(_is_count, tensor.shape))
+        for tensor in aside.inputs
+    )
+    places = (*aside.withheld, *aside.hashed)
+    return (
+        inputs
+        and sum(len(tensor.data) for tensor in aside.inputs) <= MAX_INPUT_BYTES
+        and _is_count(aside.left_out_bytes)
+        and len(places) == len(set(places))
+        and all(0 <= place < features for place in places)
     )
 
 

@@ -277,6 +277,9 @@ predictions = Table(
     Column("confidence", Double),  # NULL where it was no finite number
     Column("latency_us", BigInteger, nullable=False),
     Column("features", LargeBinary, nullable=False),  # MessagePack array of floats
+    Column(
+        "aside", LargeBinary
+    ),  # MessagePack of `skerry.records.Aside`: raw inputs, and what is redacted
     UniqueConstraint("device", "boot", "seq"),
     Index(None, "at"),
     Index(None, "device", "request"),  # what was counted twice is found without its rows

@@ -359,6 +359,7 @@ def _prediction(item: Prediction, context: int) -> Rows:
         "confidence": item.confidence if math.isfinite(item.confidence) else None,
         "latency_us": item.latency_us,
         "features": to_msgpack(item.features),
+        "aside": None if item.aside is None else to_msgpack(item.aside),
     }
 
 

@@ -5,6 +5,7 @@ device's disk. Every record has a number in its process's `boot`, counted from 1
 a `Skip` stands for `count` numbers whose records stay on the device.
 """
 
+import zlib
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,19 @@ import msgspec
 from skerry.feedback import ErrorSketch
 from skerry.sketch import Column
 
-__all__ = ["Context", "Errors", "Item", "Loss", "Prediction", "SketchWindow", "Skip", "width"]
+__all__ = [
+    "Aside",
+    "Context",
+    "Errors",
+    "Item",
+    "Loss",
+    "Prediction",
+    "RawInput",
+    "SketchWindow",
+    "Skip",
+    "in_sample",
+    "width",
+]
 
 
 class Context(msgspec.Struct, frozen=True, array_like=True):
@@ -25,6 +38,24 @@ class Context(msgspec.Struct, frozen=True, array_like=True):
     variant: str
 
 
+class RawInput(msgspec.Struct, frozen=True, array_like=True):
+    """One input of one row as the model took it; the bytes as `skerry.tensors` has them."""
+
+    name: str
+    datatype: str
+    shape: list[int]  # of the row, the first axis being 1
+    data: bytes
+
+
+class Aside(msgspec.Struct, frozen=True, array_like=True):
+    """What a prediction carries beside its features, and what it says that it lacks."""
+
+    inputs: list[RawInput] = []
+    left_out_bytes: int = 0  # of inputs that were too large, or for which there was no room
+    withheld: list[int] = []  # positions in `Prediction.features`: NaN stands there
+    hashed: list[int] = []  # the same: equal numbers there mean equal values, on one device
+
+
 class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="p"):
     """One answered prediction, as the record policy lets it leave the device."""
 
@@ -34,7 +65,8 @@ class Prediction(msgspec.Struct, frozen=True, array_like=True, tag="p"):
     prediction: int  # class position, -1 where the output is no class
     confidence: float  # of that class, or the value predicted
     latency_us: int
-    features: list[float]
+    features: list[float]  # empty where the policy lets none leave
+    aside: Aside | None = None
 
 
 class SketchWindow(msgspec.Struct, frozen=True, array_like=True, tag="s"):
@@ -75,6 +107,14 @@ class Skip(msgspec.Struct, frozen=True, array_like=True, tag="k"):
 
 
 Item = Prediction | SketchWindow | Errors | Loss | Skip
+
+
+def in_sample(id: str, share: float) -> bool:
+    """Tell whether a request is among a share of them: the same answer for every try.
+
+    What is in a share is in every larger one.
+    """
+    return zlib.crc32(id.encode()) / 2**32 < share
 
 
 def width(item: Item) -> int:

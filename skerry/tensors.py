@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from skerry.errors import FormatError, UsageError
 
-__all__ = ["DTYPES", "as_text", "datatype_of", "from_raw", "to_raw"]
+__all__ = ["DTYPES", "MAX_RANK", "as_text", "datatype_of", "from_raw", "to_raw"]
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("?"),

@@ -32,6 +32,7 @@ from skerry.records import Context, Item, Loss, Prediction, SketchWindow, Skip, 
 from skerry.trials import Shadow, ShadowReport, Trial
 
 __all__ = [
+    "MAX_INPUT_BYTES",
     "MAX_MESSAGE_BYTES",
     "Ack",
     "AssignmentReport",
@@ -66,10 +67,14 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+MAX_INPUT_BYTES: Final = 64 << 10  # of one record: with the rest of it, it must pass as a message
+MAX_POLICY_NAMES: Final = 256
+MAX_NAME: Final = 128  # characters
 _POLICY_BOUNDS: Final = (
     ("window_s", 1.0, 86400.0),
     ("sample_rate", 0.0, 1.0),
     ("spread_s", 0.0, 86400.0),
+    ("input_max_bytes", 0, MAX_INPUT_BYTES),
 )
 MAX_MESSAGE_BYTES: Final = 128 * 1024
 UP_DOMAIN: Final = b"skerry/v1/up\x00"
@@ -252,13 +257,18 @@ class Cmd(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What holds for every device of a fleet."""
+    """What holds for every device of a fleet; a device's own settings may let less leave."""
 
     version: int
     window_s: float = 60.0  # length of a sketch window
     records: Literal["none", "sampled", "all"] = "none"
     sample_rate: float = 0.0
     spread_s: float = 0.0  # reconnects are spread over so many seconds
+    features: bool = True  # records have them
+    inputs: bool = False  # records have the raw inputs too, where the device allows that
+    input_max_bytes: int = 32 << 10  # of one record; larger inputs are left out, and that is said
+    withheld: list[str] = []  # features and inputs that never leave, by name
+    hashed: list[str] = []  # features of which only keyed hashes leave
 
 
 def policy_fault(policy: Policy) -> str:
@@ -267,6 +277,12 @@ def policy_fault(policy: Policy) -> str:
         value = getattr(policy, name)
         if not low <= value <= high:  # no number is within bounds either
             return f"expected {name} of {low:g} to {high:g}, got {value:g}"
+    for name in ("withheld", "hashed"):
+        names = getattr(policy, name)
+        if len(names) > MAX_POLICY_NAMES or not all(0 < len(n) <= MAX_NAME for n in names):
+            return (
+                f"expected at most {MAX_POLICY_NAMES} names of 1 to {MAX_NAME} characters in {name}"
+            )
     return ""
 
 
