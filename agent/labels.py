@@ -84,9 +84,11 @@ class Labels:
         """
         if len(self._pending) >= MAX_PENDING and not self._count():
             return False
-        seq = self._spool.append(to_msgpack(label))
-        if seq == NO_ROOM:
+        payload = to_msgpack(label)
+        # what is refused is not lost: it is not appended in vain, and counted as such
+        if not self._spool.has_room(len(payload)):
             return False
+        seq = self._spool.append(payload)
         if not self._pending:
             self._due = now + self.window_s
         self._spool.uncounted_from = self._spool.uncounted_from or seq
