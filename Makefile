@@ -5,7 +5,8 @@
 #   make check-wheel                         the built package, as a device gets it
 #   make mutants                             take safeguards out one by one; the simulation must notice
 #   make fuzz   ARGS="--inputs 20000"        a million damaged inputs for each parser, and a table
-#   make crash  ARGS="--seed 7 forks"       kill, fail, fill and cut a device thousands of times, and count
+#   make crash  ARGS="--seed 7 forks"        kill, fail, fill and cut a device thousands of times, and count
+#   make soak   ARGS="--minutes 10"          an hour of traffic and updates on one device, and whether anything grows
 #   make bench-trust ARGS="--repeat 21"      what trust costs a device and the fleet; writes the results
 #   make bench-compile ARGS="--only digits_cnn"   the compiler on real models, beside other tools; writes the results
 #   make deb    ARGS="--out dist"            a Debian package of the agent, wheels inside
@@ -20,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-wheel deb mutants fuzz crash bench-trust bench-compile bench-agent lock clean
+.PHONY: help venv demo test check check-wheel deb mutants fuzz crash soak bench-trust bench-compile bench-agent lock clean
 .PHONY: check-style check-format check-types check-imports check-lock check-docs
 
 help:
@@ -81,6 +82,9 @@ fuzz: venv
 # Some sections need root (to mount a disk) or strace; they say so where they are left out.
 crash: venv
 	@$(BIN)/python -m tests.crash $(ARGS)
+
+soak: venv
+	@$(BIN)/python -m tests.crash.soak $(ARGS)
 
 bench-trust: venv
 	@$(BIN)/python benchmarks/trust.py $(ARGS)
