@@ -45,7 +45,7 @@ from agent.facts import (
 from agent.identity import Identity
 from agent.installer import Installer
 from agent.inventory import os_boot_id, take_inventory, vital_signs
-from agent.leaving import Gate
+from agent.leaving import Gate, input_settings
 from agent.mqtt import Link, LinkConfig, parse_broker_url
 from agent.orders import Orders, with_remote
 from agent.outbox import Outbox
@@ -275,7 +275,7 @@ class Control:
             return
         self._database.put_all({"policy": policy, "policy_key": key_id})
         self._policy = policy
-        self._supervisor.set_window(policy.window_s)
+        self._supervisor.set_recording(policy.window_s, input_settings(policy, self._config))
         self._link.spread_s = policy.spread_s
 
     def _take_command(self, command: Cmd) -> None:
@@ -377,10 +377,10 @@ class Control:
             cache_dir=str(self._layout.prepacked.absolute()),
             segment_bytes=config.segment_bytes,
             spool_max_bytes=config.spool_max_bytes,
-            max_body_bytes=config.max_body_bytes,
-            drain_s=config.drain_s,
+            max_body_bytes=config.max_body_bytes, drain_s=config.drain_s,
             feedback=feedback_settings(config, self._layout),
-        )
+            inputs=input_settings(self._policy, config),
+        )  # fmt: skip
 
     def _link_config(self) -> LinkConfig:
         record, config = self._identity.record, self._config

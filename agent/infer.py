@@ -20,6 +20,7 @@ from agent import oip
 from agent.held import Holder
 from agent.http import HttpError
 from agent.http_types import Request, Response, error_response
+from agent.inputs import Inputs
 from agent.latency import Latencies
 from agent.mirror import Mirror
 from agent.observe import Observer
@@ -78,6 +79,7 @@ class Inference:
         call: calls back in the loop's thread.
         workers: threads for each model that is too slow for the loop.
         max_wait_s: for requests that do not say how long they wait.
+        inputs: reads raw inputs, where they are recorded.
         when_safe: calls back once what was recorded outlasts a power cut, or the disk refused.
     """
 
@@ -90,12 +92,14 @@ class Inference:
         call: Callable[[Callable[[], None]], None],
         workers: int,
         max_wait_s: float,
+        inputs: Inputs,
         when_safe: Callable[[Callable[[bool], None]], None],
     ) -> None:
         self.models: Final = models
         self._observer = observer
         self._before_look_up = before_look_up
         self._max_wait_s = max_wait_s
+        self._inputs = inputs
         self._when_safe = when_safe
         self._own_ids = secrets.token_hex(8)  # what names requests that have no name, and a number
         self._numbers = count()
@@ -210,6 +214,7 @@ class Inference:
         parts, json_length = oip.encode_answer(answer, asked, result, served.model.outputs)
         if asked.id:
             self._before_look_up()
+        take = self._inputs.of(served.ctx, job.tensors, job.rows)
         unrecorded = self._observer.unrecorded
         at = time.time()
         latency_us = (perf_counter() - job.request.received) * 1e6
@@ -224,11 +229,12 @@ class Inference:
                     confidence=row.confidence,
                     latency_us=int(latency_us),
                     features=row.features,
+                    take=take,
                 )
             )
         else:
             new = self._observer.record_table(
-                served.ctx, id, at=at, latency_us=int(latency_us), table=table
+                served.ctx, id, at=at, latency_us=int(latency_us), table=table, take=take
             )
         served.answered += new
         served.repeated += job.rows - new

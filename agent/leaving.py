@@ -19,7 +19,7 @@ import logging
 import os
 import secrets
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +27,14 @@ import msgspec
 
 from agent.config import ALWAYS, RECORDS, AgentConfig
 from agent.durable import fsync_dir
+from agent.names import is_named
 from agent.segments import CountPlan, Header
+from agent.serve_protocol import InputSettings
 from skerry.canonical import to_msgpack
 from skerry.records import Aside, Item, Prediction, SketchWindow, Skip, in_sample
 from skerry.wire import Policy
 
-__all__ = ["MAX_ITEM_BYTES", "Gate", "is_named", "leaving_bytes", "narrowed"]
+__all__ = ["MAX_ITEM_BYTES", "Gate", "input_settings", "leaving_bytes", "narrowed"]
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +64,13 @@ def narrowed(policy: Policy, config: AgentConfig) -> Policy:
     )
 
 
-def is_named(names: Collection[str], slot: str, *own: str) -> bool:
-    """Tell whether one of a thing's own names is among those that were given."""
-    return any(name in names for one in ("*", *own) for name in (one, f"{slot}/{one}"))
+def input_settings(policy: Policy, config: AgentConfig) -> InputSettings:
+    """Return of which predictions serve records the raw inputs: of those that may leave with them."""
+    asked = narrowed(policy, config)
+    if not asked.inputs or asked.records == "none":
+        return InputSettings()
+    share = asked.sample_rate if asked.records == "sampled" else 1.0
+    return InputSettings(share, asked.input_max_bytes, sorted({*asked.withheld, *asked.hashed}))
 
 
 def leaving_bytes(item: Item, payload: bytes) -> int:

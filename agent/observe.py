@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.inputs import Take
 from agent.segments import CountPlan
 from agent.spool import NO_ROOM, Spool
 from skerry.canonical import to_msgpack
@@ -212,8 +213,19 @@ class Observer:
         confidence: float,
         latency_us: int,
         features: list[float],
+        take: Take | None = None,
     ) -> bool:
         """Record and count one answered prediction, unless its id was seen before.
+
+        Args:
+            ctx: position of the context.
+            id: of the request.
+            at: when it was answered, Unix seconds.
+            prediction: as `Prediction` has it, and what follows too.
+            confidence: of it.
+            latency_us: how long that took.
+            features: in the plan's order.
+            take: reads the raw inputs, where they are recorded.
 
         Returns:
             Whether it was new.
@@ -221,7 +233,10 @@ class Observer:
         if id in self.recent:
             return False
         payload = to_msgpack(
-            Prediction(id, at, ctx, prediction, confidence, latency_us, features)
+            Prediction(
+                id, at, ctx, prediction, confidence, latency_us, features,
+                None if take is None else take(id, 0),
+            )
         )  # fmt: skip
         seq = self._spool.append(payload)
         self.recent.add(id)
@@ -229,7 +244,14 @@ class Observer:
         return True
 
     def record_table(
-        self, ctx: int, id: str, *, at: float, latency_us: int, table: NDArray[np.float64]
+        self,
+        ctx: int,
+        id: str,
+        *,
+        at: float,
+        latency_us: int,
+        table: NDArray[np.float64],
+        take: Take | None = None,
     ) -> int:
         """Record and count the rows of one answered batch, unless they were seen before.
 
@@ -239,6 +261,7 @@ class Observer:
             at: when they were answered, Unix seconds.
             latency_us: how long that took.
             table: float64 [rows, columns], as `WindowRows.add` takes one; the latency is put in.
+            take: reads the raw inputs of a row, where they are recorded.
 
         Returns:
             How many were new.
@@ -251,8 +274,11 @@ class Observer:
             if name in self.recent:
                 continue
             payload = to_msgpack(
-                Prediction(name, at, ctx, int(prediction), confidence, latency_us, features)
-            )
+                Prediction(
+                    name, at, ctx, int(prediction), confidence, latency_us, features,
+                    None if take is None else take(name, i),
+                )
+            )  # fmt: skip
             if seq := self._spool.append(payload):
                 seqs.append(seq)
             self.recent.add(name)

@@ -332,6 +332,8 @@ def _drain(reader: SegmentReader) -> Iterator[Entry]:
                 item = _RECORD.decode(payload)
             except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: no UTF-8
                 continue  # written by another version; control reports it
+            if isinstance(item, Prediction) and item.aside is not None:
+                item = msgspec.structs.replace(item, aside=None)  # whole boots are held in memory
             yield reader.header, seq, item
 
 

@@ -29,6 +29,7 @@ from agent.feedback import Feedback
 from agent.http import HttpServer
 from agent.http_types import Limits
 from agent.infer import Inference, Served
+from agent.inputs import Inputs
 from agent.labels import Labels
 from agent.logs import log_beside
 from agent.loop import Loop
@@ -44,6 +45,7 @@ from agent.serve_protocol import (
     Drain,
     Drained,
     Failed,
+    InputSettings,
     MirrorTo,
     Ready,
     ServeConfig,
@@ -115,11 +117,14 @@ class Server:
             for ctx, (slot, model, plan) in enumerate(models)
         ]
         self._feedback.labels = self._labels
+        self._inputs = Inputs(
+            self._spool, [(slot.slot, model.manifest) for slot, model, _ in models], config.inputs
+        )
         self._inference = Inference(
             self._models, self._observer,
             before_look_up=self._recovery.catch_up, call=loop.call,
             workers=_workers(config.threads), max_wait_s=config.max_wait_s,
-            when_safe=self._syncer.when_safe,
+            inputs=self._inputs, when_safe=self._syncer.when_safe,
         )  # fmt: skip
         self._http = HttpServer(
             loop,
@@ -137,10 +142,11 @@ class Server:
         if self._config.sync_s:
             self._loop.later(self._config.sync_s, self._sync)
 
-    def set_window(self, window_s: float) -> None:
-        """Count in windows of this length from now on."""
+    def set_recording(self, window_s: float, inputs: InputSettings) -> None:
+        """Count in windows of this length, and record such inputs, from now on."""
         self._observer.set_window(window_s)
         self._labels.window_s = window_s
+        self._inputs.set(inputs)
 
     def mirror(self, message: MirrorTo) -> None:
         """Show requests of a slot to a shadow, or no more."""
@@ -206,7 +212,7 @@ class Server:
 
     def _metrics(self) -> str:
         text = metrics_text(self._models, self._observer, self._spool, self._http.load)
-        return text + self._feedback.metrics()
+        return text + self._feedback.metrics() + self._inputs.metrics()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -276,9 +282,11 @@ class _Life:
                 self._server.start(self._listeners)
                 self._beat()
             case Settings():
-                self._config = msgspec.structs.replace(self._config, window_s=message.window_s)
+                self._config = msgspec.structs.replace(
+                    self._config, window_s=message.window_s, inputs=message.inputs
+                )
                 if self._server is not None:
-                    self._server.set_window(message.window_s)
+                    self._server.set_recording(message.window_s, message.inputs)
             case MirrorTo() if self._server is not None:
                 self._server.mirror(message)
             case Drain() if not self._leaving:

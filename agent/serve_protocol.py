@@ -6,7 +6,7 @@
     Accept                   ->     opens its spool, recovers dead boots, accepts connections
                              <-     Stats            about twice a second, a sign of life
     MirrorTo               ->     shows requests to a shadow, or no more
-    Settings                 ->     a new window length, from the next prediction on
+    Settings                 ->     window length and raw inputs, from the next prediction on
     Drain                    ->     stops accepting, answers what is open, closes windows
                              <-     Drained          then it exits with code 0
 
@@ -34,6 +34,7 @@ __all__ = [
     "FeedbackSettings",
     "Frames",
     "FromServe",
+    "InputSettings",
     "MirrorTo",
     "Ready",
     "Sample",
@@ -80,11 +81,19 @@ class FeedbackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hold_s: float = 604_800.0
 
 
+class InputSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which predictions the raw inputs are recorded."""
+
+    share: float = 0.0  # chosen by the request id; 0: of none
+    max_bytes: int = 0  # of one record
+    withheld: list[str] = []  # features and inputs that are kept out of it
+
+
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a serve process is told at its start, as a JSON file.
 
-    The record policy is not here: every prediction is recorded, control decides what
-    leaves the device.
+    The record policy is not here but for raw inputs: every prediction is recorded, control
+    decides what leaves the device.
     """
 
     device_id: str
@@ -104,6 +113,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: float = 10.0
     hang_s: float = 30.0
     feedback: FeedbackSettings = FeedbackSettings()
+    inputs: InputSettings = InputSettings()
 
 
 class Accept(msgspec.Struct, frozen=True, tag="accept"):
@@ -144,6 +154,7 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     """What may change while serving."""
 
     window_s: float
+    inputs: InputSettings = InputSettings()
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -74,10 +74,10 @@ class Spool:
         max_bytes: int,
         many_unsynced: Callable[[], None] = lambda: None,
     ) -> None:
-        self._root = root
+        self.root: Final = root
         self._header = header
         self._segment_bytes = segment_bytes
-        self._max_bytes = max_bytes
+        self.max_bytes: Final = max_bytes
         self._many_unsynced = many_unsynced
         self.boot: Final = header.boot
         self.directory: Final = root / header.boot
@@ -278,7 +278,7 @@ class Spool:
         return True
 
     def _create(self, capacity: int, start: bytes) -> int | None:
-        if used_bytes(self._root) + capacity > self._max_bytes:
+        if used_bytes(self.root) + capacity > self.max_bytes:
             return None
         path = self.directory / f"{self._number + 1:08d}.seg"
         part = path.with_suffix(".part")

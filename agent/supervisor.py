@@ -23,6 +23,7 @@ from agent.serve_protocol import (
     Accept,
     Drain,
     FeedbackSettings,
+    InputSettings,
     MirrorTo,
     ServeConfig,
     ServeSlot,
@@ -77,7 +78,7 @@ class Supervisor:
         self._wanted: list[ServeSlot] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
-        self._window_s = config.window_s
+        self._window_s, self._inputs = config.window_s, config.inputs
         self._before: dict[tuple[str, str], SlotStats] = {}  # of children that crashed
         self._since: dict[tuple[str, str], float] = {}
         self._mirrors: dict[str, MirrorTo] = {}
@@ -106,11 +107,11 @@ class Supervisor:
                 return
             await self._swap(wanted)
 
-    def set_window(self, window_s: float) -> None:
-        """Change the length of sketch windows."""
-        self._window_s = window_s
+    def set_recording(self, window_s: float, inputs: InputSettings) -> None:
+        """Change the length of sketch windows, and which raw inputs are recorded."""
+        self._window_s, self._inputs = window_s, inputs
         if self._child is not None:
-            self._child.send(Settings(window_s))
+            self._child.send(Settings(window_s, inputs))
 
     def mirror(self, message: MirrorTo) -> None:
         """Let serve show a slot's requests to a shadow, or no more; also one started later."""
@@ -183,7 +184,9 @@ class Supervisor:
                 listener.listen(BACKLOG)  # until now, clients were refused at once
         except OSError as error:
             raise StartFailed(f"cannot listen: {error.strerror}") from None
-        config = msgspec.structs.replace(self._config, slots=slots, window_s=self._window_s)
+        config = msgspec.structs.replace(
+            self._config, slots=slots, window_s=self._window_s, inputs=self._inputs
+        )
         return await Child.start(
             config, self._folder, self._listeners, timeout_s=self._start_timeout_s
         )
@@ -194,7 +197,7 @@ class Supervisor:
         self._since = {key: self._since.get(key, now) for key in served}
         self._before = {key: stats for key, stats in self._before.items() if key in served}
         child.send(Accept())
-        child.send(Settings(self._window_s))
+        child.send(Settings(self._window_s, self._inputs))
         for mirror in self._mirrors.values():
             child.send(mirror)
 

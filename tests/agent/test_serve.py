@@ -24,10 +24,11 @@ from tritonclient.utils import InferenceServerException
 
 from agent.listen import listen_unix
 from agent.segments import DONE, boots, settled_upto
-from agent.serve_protocol import Accept, Drain, Failed, Ready, Settings, Stats
+from agent.serve_protocol import Accept, Drain, Failed, InputSettings, Ready, Settings, Stats
 from skerry.errors import SkerryError, UnreachableError
 from skerry.io.client import Client
-from skerry.tensors import DTYPES
+from skerry.records import Aside
+from skerry.tensors import DTYPES, from_raw
 from tests.fakes.serving import (
     ROOT,
     Release,
@@ -36,6 +37,7 @@ from tests.fakes.serving import (
     images,
     linear_release,
     listen,
+    predictions,
     recorded_ids,
     replace_model,
     slow_model,
@@ -467,6 +469,44 @@ def test_windows_take_the_length_that_control_sets(
             eventually(lambda: len(windows(serve.spool)) == 1)  # the long one was closed
             client.predict("reader", {"image": images(1)})
         eventually(lambda: [w.length_s for w in windows(serve.spool)] == [60.0, 1.0])
+
+
+# --- raw inputs ---------------------------------------------------------------------------
+
+
+def test_raw_inputs_are_recorded_from_the_moment_they_are_asked_for(
+    tmp_path: Path, releases: dict[str, Release]
+) -> None:
+    size = images(1).nbytes
+    with listen() as listener, Serve(tmp_path, listener, releases["reader"]) as serve:
+        serve.start()
+        with Client(serve.url) as client:
+            client.predict("reader", {"image": images(1)}, id="before")
+            serve.say(Settings(60.0, InputSettings(1.0, size)))
+            eventually(lambda: "skerry_inputs_total 1\n" in metrics_after(client, serve.url))
+            client.predict("reader", {"image": images(3, seed=5)}, id="three")
+            serve.say(Settings(60.0, InputSettings(1.0, size - 1)))
+            eventually(
+                lambda: "skerry_inputs_left_out_total 1\n" in metrics_after(client, serve.url)
+            )
+    found = {p.id: p.aside for p in predictions(serve.spool)}
+    assert found["before"] is None
+    for row in range(3):
+        aside = found[f"three#{row}"]
+        assert aside is not None
+        (tensor,) = aside.inputs
+        assert (tensor.name, tensor.datatype, tensor.shape) == ("image", "FP32", [1, 1, 4, 4])
+        taken = from_raw(tensor.data, tensor.datatype, tensor.shape)
+        assert np.array_equal(taken, images(3, seed=5)[row : row + 1])
+    assert any(aside == Aside(left_out_bytes=size) for aside in found.values())
+
+
+def metrics_after(client: Client, url: str) -> str:
+    """Ask for one prediction more, and return the process's figures."""
+    client.predict("reader", {"image": images(1)})
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 # --- under traffic ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from agent.control import Control
 from agent.facts import Stage
 from agent.identity import Identity, Record
 from agent.last_good import open_database
+from agent.serve_protocol import InputSettings
 from agent.verifier import verify_request
 from agent.verify_protocol import VerifyAnswer, VerifyRequest
 from skerry.errors import NotFoundError
@@ -108,7 +109,7 @@ class _Supervisor:
     def live(self, slot: str, bundle: str, now: float) -> LiveStats:
         return HEALTHY
 
-    def set_window(self, window_s: float) -> None:
+    def set_recording(self, window_s: float, inputs: InputSettings) -> None:
         self.window_s = window_s
 
 

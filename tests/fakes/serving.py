@@ -442,6 +442,10 @@ def recorded_ids(spool: Path) -> Counter[str]:
     return Counter(item.id for _, _, item in items(spool) if isinstance(item, Prediction))
 
 
+def predictions(spool: Path) -> list[Prediction]:
+    return [item for _, _, item in items(spool) if isinstance(item, Prediction)]
+
+
 def windows(spool: Path) -> list[SketchWindow]:
     return [item for _, _, item in items(spool) if isinstance(item, SketchWindow)]
 
