@@ -51,7 +51,8 @@ class Answer:
     power_safe: bool = False  # its record outlasts a power cut
 
 
-Label = str | int | float | bool | Sequence[str | int | float | bool | None]
+OneLabel = str | int | float | bool | np.generic
+Label = OneLabel | NDArray[Any] | Sequence[OneLabel | None]
 Became = Literal["joined", "duplicate", "conflict", "unknown"]
 
 
@@ -224,8 +225,8 @@ class Client:
             NotFoundError: no such model.
             UnreachableError: the connection broke, or the device has no room; say it again.
         """
-        many = isinstance(label, Sequence) and not isinstance(label, str)
-        said = msgspec.json.encode({"id": id, "label": label})
+        many = isinstance(label, (Sequence, np.ndarray)) and not isinstance(label, str)
+        said = msgspec.json.encode({"id": id, "label": label}, enc_hook=_plain)
         path = f"/v2/models/{quote(model, safe='')}/feedback"
         status, _, body = self._ask("POST", path, "", said)
         if status not in (200, 409):
@@ -326,6 +327,13 @@ class Client:
         connection = socket.create_connection(self._address, self._timeout_s)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
+
+
+def _plain(value: Any) -> Any:
+    """Return what numpy has as JSON has it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise UsageError(f"expected a label of a number, a text or a list, got {type(value).__name__}")
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -132,6 +132,11 @@ def test_values_are_counted_by_how_far_they_were_off(serve: Serve) -> None:
         assert client.feedback("table", "batch", [0.5, None, 0, 3]) == ["joined"] * 3
         assert client.feedback("table", "batch#1", 1.25) == "joined"
         assert client.feedback("table", "batch", [0.5, 1.25, 0.0, 3.0]) == ["duplicate"] * 4
+        given = np.array([0.5, 1.25, 0.0, 3.0])
+        assert client.feedback("table", "batch", given) == ["duplicate"] * 4
+        assert client.feedback("table", "batch#3", given[3]) == "duplicate"
+        with pytest.raises(UsageError, match="object"):
+            client.feedback("table", "batch#3", object())  # type: ignore[arg-type]
     assert serve.drain() == 0
     found = [sketch for _, sketch in sketches(serve.spool)]
     assert sum(s.n for s in found) == 4

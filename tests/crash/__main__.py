@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # threads of math libraries are off before they are imported
-from tests.crash import calls, clocks, forks, power, real, swaps
+from tests.crash import calls, clocks, forks, labels, power, real, swaps
 
 Section = tuple[str, Callable[[Path, float, int], dict[str, Any]], Callable[[], str]]
 ROOT: Final = Path(__file__).parents[2]
@@ -72,6 +72,11 @@ SECTIONS: Final[dict[str, Section]] = {
     "swaps": (
         "hot swaps of real serving processes under load",
         lambda folder, share, seed: swaps.hot_swaps(folder, round(100 * share), seed),
+        _always,
+    ),
+    "labels": (
+        "SIGKILL of serving processes, also during swaps, while labels come",
+        lambda folder, share, seed: labels.labels_killed(folder, round(100 * share), seed),
         _always,
     ),
 }

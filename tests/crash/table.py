@@ -18,6 +18,7 @@ COUNTS: Final = {  # what is counted as one try, and in which words
     "network": ("", "faults of broker and fleet"),
     "real": ("kills", "SIGKILLs of whole processes"),
     "swaps": ("swaps", "hot swaps under load"),
+    "labels": ("kills", "SIGKILLs of serving processes while labels come"),
 }
 
 

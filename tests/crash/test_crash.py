@@ -12,6 +12,7 @@ from agent.spool import Spool
 from tests.crash import calls, power
 from tests.crash.clocks import clocks
 from tests.crash.forks import by_fork
+from tests.crash.labels import labels_killed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
 SEED = 5
@@ -30,6 +31,13 @@ def test_killed_lives_lose_nothing(memory: Path) -> None:
     assert found["deaths"] == 60
     assert found["answered"] > 100
     assert found["lost"] == 0
+    assert found["wrong"] == []
+
+
+def test_labels_are_counted_once_through_kills_and_swaps(memory: Path) -> None:
+    found = labels_killed(memory, 3, SEED)
+    assert found["kills"] == 3
+    assert found["became"]["joined"] > 100
     assert found["wrong"] == []
 
 
