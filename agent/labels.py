@@ -117,6 +117,11 @@ class Labels:
             waiting = self._pending or self._to_sync
             self._spool.uncounted_from = self._boundary if waiting else 0
 
+    @property
+    def to_sync(self) -> bool:
+        """Whether `take_sync` has something to do."""
+        return self._to_sync and not self._syncing and self._sync is not None
+
     def take_sync(self) -> Callable[[], None] | None:
         """Return the job that lets counted labels go, None where there is nothing to do.
 

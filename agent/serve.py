@@ -97,7 +97,7 @@ class Server:
             segment_bytes=config.segment_bytes, max_bytes=config.spool_max_bytes,
             many_unsynced=self._sync_now,
         )  # fmt: skip
-        self._syncer = Syncer(loop, self._spool.take_sync)
+        self._syncer = Syncer(loop, self._take_sync)
         recent = RecentIds(config.recent_ids)
         self._observer = Observer(self._spool, header.plans, config.window_s, recent)
         self._feedback = Feedback(
@@ -168,8 +168,8 @@ class Server:
         now = time.time()
         self._labels.tick(time.monotonic())
         self._observer.close_due(now)
-        if not self._syncer.busy and (job := self._labels.take_sync()) is not None:
-            self._syncer.do(job)
+        if self._labels.to_sync and not self._syncer.busy:
+            self._syncer.do(self._take_sync())
         self._http.expire()
         self._recovery.look(rebuild=not self._http.load.draining)
         if self._inference.longest_s() > self._config.hang_s:
@@ -196,7 +196,20 @@ class Server:
     def _sync_now(self) -> None:
         """Make records power-safe: after `sync_s`, or earlier when many came."""
         if self._config.sync_s and self._spool.unsynced and not self._syncer.busy:
-            self._syncer.do(self._spool.take_sync())
+            self._syncer.do(self._take_sync())
+
+    def _take_sync(self) -> Callable[[], None]:
+        """Return the job that makes records power-safe, and the marks of labels."""
+        records, labels = self._spool.take_sync(), self._labels.take_sync()
+
+        def job() -> None:
+            try:
+                records()
+            finally:
+                if labels is not None:
+                    labels()
+
+        return job
 
     def _catch_up(self) -> None:
         """Take over what others have recorded; also one that has just begun."""

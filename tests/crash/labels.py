@@ -144,7 +144,9 @@ def _compare(spool: Path, labelled: list[str]) -> list[str]:
         for path in sorted((spool / boot).glob("*.seg")):
             for ctx, context in enumerate(_contexts(path)):
                 contexts[boot, ctx] = context
+    begun: set[str] = set()  # one that was killed before its first record has nothing to settle
     for boot, _, item in items(spool):
+        begun.add(boot)
         if isinstance(item, Prediction):
             where.setdefault(item.id, (contexts[boot, item.ctx], window_start(item.at, WINDOW_S)))
         elif isinstance(item, Errors):
@@ -153,7 +155,7 @@ def _compare(spool: Path, labelled: list[str]) -> list[str]:
     expected = Counter(where[id] for id in labelled)
     wrong = [f"lost: {n} of {key}" for key, n in (expected - counted).items()]
     wrong += [f"counted twice: {n} of {key}" for key, n in (counted - expected).items()]
-    wrong += [f"not settled: {b}" for b in boots(spool) if settled_upto(spool / b) != DONE]
+    wrong += [f"not settled: {b}" for b in sorted(begun) if settled_upto(spool / b) != DONE]
     return wrong
 
 
