@@ -160,6 +160,15 @@ def test_inputs_take_half_of_the_quota_and_no_record_is_lost_for_them(tmp_path: 
     assert used_bytes(tmp_path) <= (512 << 10) // 2 + (64 << 10)
 
 
+def test_between_two_looks_at_the_disk_what_was_taken_counts(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ALL, max_bytes=512 << 10)
+    for n in range(100):  # 800 kB, at one moment
+        take = rig.inputs.of(0, tensors() | {"image": np.zeros((1, 8000), np.uint8)}, 1)
+        assert take is not None
+        take(f"r-{n}", 0)
+    assert 10 < rig.inputs.taken < 32
+
+
 def test_an_id_that_was_seen_costs_nothing_again(tmp_path: Path) -> None:
     rig = Rig(tmp_path, ALL)
     rig.predict("a")

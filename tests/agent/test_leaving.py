@@ -225,6 +225,36 @@ def test_a_spoilt_key_is_made_anew(tmp_path: Path) -> None:
     assert len(key.read_bytes()) == 32
 
 
+def test_equal_values_of_two_features_have_two_hashes(tmp_path: Path) -> None:
+    item = prediction()
+    item.features[0] = item.features[1]
+    left = leaves(item, hashed=("row",), key=tmp_path / "k")
+    assert left.features[0] != left.features[1]
+
+
+def test_one_gate_follows_policies_and_segments(tmp_path: Path) -> None:
+    gate = Gate(AgentConfig(withheld=("age",)), tmp_path / "k")
+    item = to_msgpack(prediction())
+
+    def left(of: Header, policy: Policy) -> Any:
+        return gate.leaving(item, of, policy)
+
+    one, other = header(), header(names=["light", "pay", "age"])
+    assert left(one, ALL).aside == Aside(withheld=[0])
+    assert left(other, ALL).aside == Aside(withheld=[2])
+    assert left(one, ALL).aside == Aside(withheld=[0])
+    assert left(one, Policy(2, records="all", hashed=["pay"])).aside == Aside([], 0, [0], [1])
+    assert left(one, Policy(3)) == Skip(1)
+    assert left(one, ALL).aside == Aside(withheld=[0])
+
+
+def test_a_record_that_no_message_can_hold_stays_here() -> None:
+    assert leaves(prediction("x" * MAX_ITEM_BYTES)) == Skip(1)
+    assert leaves(prediction("x" * (MAX_ITEM_BYTES - 200))) != Skip(1)
+    big = Aside([RawInput("image", "UINT8", [1, 100_000], b"\x01" * 100_000)])
+    assert leaves(prediction(aside=big)) == prediction()  # what stays of it does not count
+
+
 def test_withheld_goes_before_hashed(tmp_path: Path) -> None:
     item = leaves(prediction(), withheld=("pay",), hashed=("row",), key=tmp_path / "k")
     assert item.aside == Aside(withheld=[1], hashed=[0])

@@ -252,6 +252,23 @@ def test_the_policy_changes_only_in_what_is_given(operator: Operator) -> None:
     assert after == before | {"window_s": 2.0, "version": before["version"] + 1}
     assert operator.run("policy", "set", "--records", "all").stdout.startswith("version ")
     assert "expected something to set" in operator.fails(2, "policy", "set")
+    kept_back = (
+        "--withheld",
+        "age, reader/pay",
+        "--hashed",
+        "customer",
+        "--inputs",
+        "--no-features",
+    )
+    after = operator.json("policy", "set", *kept_back, "--input-max-bytes", "1000")
+    assert (after["withheld"], after["hashed"]) == (["age", "reader/pay"], ["customer"])
+    assert (after["inputs"], after["features"], after["input_max_bytes"]) == (True, False, 1000)
+    assert "customer" in operator.run("policy", "show").stdout
+    after = operator.json("policy", "set", "--withheld", "")
+    assert (after["withheld"], after["hashed"]) == ([], ["customer"])
+    assert "input_max_bytes of 0 to" in operator.fails(
+        2, "policy", "set", "--input-max-bytes", "99999"
+    )
     assert "window_s of 1 to" in operator.fails(2, "policy", "set", "--window-s", "0.1")
 
 

@@ -20,16 +20,16 @@ from fleet.store_alerts import NewAlert
 from fleet.store_releases import Release
 from fleet.store_steps import NewAssignment
 from skerry.bundle import read_bundle
-from skerry.canonical import from_json, to_msgpack
+from skerry.canonical import from_json, from_msgpack, to_msgpack
 from skerry.errors import ConflictError, InvalidTransition, NotFoundError
 from skerry.keys import Signer
 from skerry.manifest import Evaluation
-from skerry.records import SketchWindow
+from skerry.records import Aside, RawInput, SketchWindow
 from skerry.states import AnalysisState, AssignmentState, DeviceState, RolloutState
 from skerry.trust import CatalogTarget
 from skerry.wire import Policy
 from tests.fakes.releases import BASELINE, columns, readable_bundle
-from tests.fakes.reporter import BUNDLE, FLEET, INVENTORY, SHARDS, Reporter, window
+from tests.fakes.reporter import BUNDLE, FLEET, INVENTORY, SHARDS, Reporter, prediction, window
 
 NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 Enrol = Callable[..., Reporter]
@@ -286,6 +286,23 @@ def test_parts_of_one_window_are_merged(store: Store, enrol: Enrol) -> None:
     assert store.windows.longest_window_s("reader", 0.0) == 1.0
     with store.database.read() as connection:
         assert len(connection.execute(select(schema.windows)).all()) == 3
+
+
+def test_what_a_record_carries_besides_is_kept(store: Store, enrol: Enrol) -> None:
+    voice = enrol("dev-01")
+    ingest = Ingest(store.telemetry, Silent(), fleet_id=FLEET, shards=SHARDS)
+    aside = Aside([RawInput("row", "FP32", [1, 1], b"\x00" * 4)], 7, [0], [1])
+    plain = prediction("plain")
+    ingest.take(
+        [voice.records(1, [plain, msgspec.structs.replace(plain, id="full", aside=aside)])], 1001.0
+    )
+    with store.database.read() as connection:
+        rows = connection.execute(
+            select(schema.predictions.c.request, schema.predictions.c.aside)
+        ).all()
+    kept = {row.request: row.aside for row in rows}
+    assert kept["plain"] is None
+    assert from_msgpack(kept["full"], Aside) == aside
 
 
 def test_covers_are_kept(store: Store, enrol: Enrol) -> None:

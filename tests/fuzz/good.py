@@ -37,7 +37,7 @@ from skerry.manifest import (
     GoldenTensor,
 )
 from skerry.profile import Inventory
-from skerry.records import Errors
+from skerry.records import Aside, Errors, RawInput
 from skerry.release_file import ReleaseFile
 from skerry.sketch import int_to_big
 from skerry.token import EnrolmentToken, format_token
@@ -78,6 +78,10 @@ def sealed_up(kind: Any, body: Any) -> bytes:
     )
 
 
+def aside() -> Aside:
+    return Aside([RawInput("row", "FP32", [1, 2], b"\x00" * 8)], 12, [0], [1])
+
+
 def telemetry() -> wire.Batch:
     columns = {name: column.counts for name, column in BASELINE.columns.items()}
     return wire.Batch(
@@ -85,6 +89,7 @@ def telemetry() -> wire.Batch:
         [wire.Context("camera", "reader", "1.0.0", "sha256:" + "0" * 64, "fp32-cpu")],
         [
             wire.Prediction("r-1", 1.0, 0, 3, 0.75, 120, [0.5, 0.25]),
+            wire.Prediction("r-2", 1.0, 0, 3, 0.75, 120, [0.5, 0.25], aside()),
             wire.Skip(7),
             wire.SketchWindow(0, 60.0, 60.0, 1000, 0, columns, {"b00t": (1, 2)}),
             wire.Loss("b00t-0", 12, "power"),
