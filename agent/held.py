@@ -28,7 +28,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -54,6 +54,12 @@ _PLACES: Final = np.dtype(
         "itemsize": PLACE.size,
     }
 )
+
+
+class Ids(Protocol):
+    """Request ids, of which one is asked whether it is there."""
+
+    def __contains__(self, id: str, /) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,25 +277,24 @@ class Holder:
         at: float,
         window_s: float,
         said: Sequence[Sequence[float]],
-        *,
-        known: bool,
+        recorded: Ids,
     ) -> None:
-        """Hold the predictions of a request.
+        """Hold the predictions of a request that are about to be recorded.
+
+        One that a kill then leaves without its record is made again when it is asked for again,
+        and held anew: the newest of an id counts.
 
         Args:
             id: of the request; that of a batch's row i ends with ``#i``.
             at: when it was answered, Unix seconds.
             window_s: length of the windows in which they are counted.
             said: per row the class, -1 for none, and the confidence or value.
-            known: whether some were answered before: of these the first answer stays.
+            recorded: ids that were recorded before: of these the first answer stays.
         """
-        if known:
-            self.held.refresh()
         for i, (prediction, confidence) in enumerate(said):
-            key = held_key(self.model, id if len(said) == 1 else f"{id}#{i}")
-            if known and self.held.find(key, at) is not None:
-                continue
-            self.held.add(
-                key, self.context, length_s=window_s, at=at, prediction=int(prediction),
-                confidence=confidence,
-            )  # fmt: skip
+            row = id if len(said) == 1 else f"{id}#{i}"
+            if row not in recorded:
+                self.held.add(
+                    held_key(self.model, row), self.context, length_s=window_s, at=at,
+                    prediction=int(prediction), confidence=confidence,
+                )  # fmt: skip

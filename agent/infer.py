@@ -219,6 +219,9 @@ class Inference:
         at = time.time()
         latency_us = (perf_counter() - job.request.received) * 1e6
         served.latencies.add(latency_us)
+        if served.holder is not None:  # first: what is recorded is held, in the same window
+            held = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
+            served.holder.hold(id, at, self._observer.window_s, held, self._observer.recent)
         if job.rows == 1:
             new = int(
                 self._observer.record(
@@ -238,9 +241,6 @@ class Inference:
             )
         served.answered += new
         served.repeated += job.rows - new
-        if served.holder is not None:
-            held = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
-            served.holder.hold(id, at, self._observer.window_s, held, known=new < job.rows)
         if served.mirror is not None:
             if job.rows == 1:
                 classes, confidences = [row.prediction], [row.confidence]
