@@ -18,7 +18,9 @@ from agent.config import AgentConfig, Layout
 from agent.identity import load_identity
 from agent.inventory import take_inventory
 from agent.mqtt import parse_broker_url
+from agent.names import nobodys
 from agent.room import used_bytes
+from agent.slots import Slots
 from agent.status import collect
 from skerry.errors import NotFoundError, SkerryError
 from skerry.profile import hw_class
@@ -48,7 +50,7 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 def examine(layout: Layout, config: AgentConfig) -> list[Finding]:
     """Look at everything; what cannot be looked at is a finding too."""
     parts: tuple[Callable[[Layout, AgentConfig], Parts], ...] = (
-        _identity, _rights, _agent, _reach, _clock, _disk, _outbox, _machine,
+        _identity, _rights, _agent, _reach, _clock, _disk, _outbox, _leaving, _machine,
     )  # fmt: skip
     found: list[Finding] = []
     try:
@@ -178,6 +180,27 @@ def _outbox(layout: Layout, config: AgentConfig) -> Parts:
         yield Finding("outbox", "warning", words, remedy)
     else:
         yield Finding("outbox", "ok", words)
+
+
+def _leaving(layout: Layout, config: AgentConfig) -> Parts:
+    names = (*config.withheld, *config.hashed)
+    running = {name: slot["bundle"] for name, slot in collect(layout)["slots"].items()}
+    if not names or not any(running.values()):
+        return
+    kept = Slots(layout.slots)
+    own = {}
+    for slot, bundle in running.items():
+        if bundle:
+            manifest = kept.manifest(bundle)
+            features = [feature.name for feature in manifest.features]
+            own[slot] = features + [tensor.name for tensor in manifest.inputs]
+    if strange := nobodys(names, own):
+        known = sorted({name for has in own.values() for name in has})
+        words = f"no model in service has {', '.join(strange)}, which the settings keep back"
+        remedy = f"correct withheld and hashed if it was meant to be one of {', '.join(known)}"
+        yield Finding("leaving", "warning", words[:500], remedy[:500])
+    else:
+        yield Finding("leaving", "ok", f"{len(names)} names are kept back, and all of them exist")
 
 
 def _machine(layout: Layout, _: AgentConfig) -> Parts:

@@ -10,15 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import agent.doctor
 from agent.__main__ import main
 from agent.config import AgentConfig, Layout
 from agent.doctor import Finding, examine, tell
 from agent.identity import save_identity
+from agent.slots import Slots
+from agent.state import Database
 from agent.status import Status, take_lock, write_status
 from skerry.enrolment import EnrolAnswer
 from skerry.keys import Signer
+from skerry.manifest import Manifest
+from tests.agent.test_slots import fill
+from tests.fakes.assignments import Bench
 from tests.fakes.pki import Pki
 
 Usage = namedtuple("Usage", "total used free")
@@ -142,6 +148,37 @@ def test_the_machine_is_looked_at(
     found = wrong(running)
     assert "91 degrees" in found["temperature"].words
     assert "50 MiB left" in found["memory"].words
+
+
+def serve(layout: Layout) -> Manifest:
+    """Let a slot run a bundle that is on the device."""
+    bench, kept = Bench(), Slots(layout.slots)
+    bench.install(1, "a", 1)
+    bundle = fill(kept)
+    ((name, slot),) = bench.state.slots.items()
+    assert slot.current is not None
+    ref = replace(slot.current.ref, bundle=bundle)
+    slot = replace(slot, current=replace(slot.current, ref=ref))
+    database = Database(layout.database)
+    database.save(replace(bench.state, slots={name: slot}))
+    database.close()
+    return kept.manifest(bundle)
+
+
+def test_names_that_no_model_has_are_told(running: Layout) -> None:
+    manifest = serve(running)
+    first = manifest.inputs[0].name
+    assert "leaving" not in wrong(running)
+    assert "leaving" not in wrong(running, AgentConfig(withheld=(first, "*")))
+    finding = wrong(running, AgentConfig(withheld=(first,), hashed=("no-such-feature",)))["leaving"]
+    assert "no model in service has no-such-feature," in finding.words
+    assert first in finding.remedy
+    elsewhere = AgentConfig(withheld=(f"another-slot/{first}",))
+    assert f"another-slot/{first}" in wrong(running, elsewhere)["leaving"].words
+
+
+def test_without_a_model_no_name_is_judged(running: Layout) -> None:
+    assert wrong(running, AgentConfig(withheld=("age",))) == {}
 
 
 def test_what_never_enrolled_is_told(tmp_path: Path) -> None:
