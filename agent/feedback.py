@@ -111,6 +111,7 @@ class Feedback:
         self._catch_up = catch_up
         self._plans: dict[bytes, JoinPlan] = {}
         self._held: Held | None = None
+        self._unmarked: dict[bytes, float] = {}  # labels that others took, by key
         self.labels: Labels | None = None
         self.counts: Counter[str] = Counter()
         if self._slots and settings.folder:
@@ -142,9 +143,32 @@ class Feedback:
         """Mark the prediction of a label that another process has taken."""
         if self._held is None:
             return
+        self._held.stale()
         held = self._held.find(label.key, 0.0)
-        if held is not None and held.label is None:
+        if held is None:  # the index may not have it yet: it is marked when it is asked for
+            self._unmarked[label.key] = _marked(label)
+            if len(self._unmarked) > self._held.places:
+                del self._unmarked[next(iter(self._unmarked))]
+        elif held.label is None:
             self._held.mark(held, _marked(label))
+
+    def tick(self, *, beside: bool) -> None:
+        """Mark what is not marked yet; `beside` says that another process serves too."""
+        held = self._held
+        if held is None:
+            return
+        if beside:
+            held.stale()
+        if self._unmarked:
+            held.refresh()
+        for key, label in list(self._unmarked.items()):
+            found = held.find(key, 0.0)
+            if found is not None:
+                if found.label is None:
+                    held.mark(found, label)
+                del self._unmarked[key]
+        if not beside:
+            self._unmarked.clear()  # what is not found is held no more
 
     def sync(self) -> None:
         """Make every mark so far durable against a power cut."""
@@ -201,6 +225,10 @@ class Feedback:
     def _take(self, held: Held, labels: Labels, slot: ServeSlot, row: _Row, now: float) -> str:
         key = held_key(slot.model, row.id)
         found = held.find(key, now) if row.plan is not None else None  # a request may say it twice
+        if found is not None and found.label is None and key in self._unmarked:
+            held.mark(found, self._unmarked[key])
+            del self._unmarked[key]
+            found = held.find(key, now)
         if found is None or row.plan is None:
             status = "unknown"
         elif found.label is not None:

@@ -170,6 +170,10 @@ class Held:
         """Make every mark so far durable against a power cut."""
         os.fdatasync(self._fd)
 
+    def stale(self) -> None:
+        """Note that another process has written what is not in the index."""
+        self._partial = True
+
     def refresh(self) -> None:
         """Take what another process has added into the index, where there is one, or was."""
         beside = self._beside()

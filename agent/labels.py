@@ -165,6 +165,9 @@ class Labels:
         """
         for _, label in labels:
             self._seen(label)
+        if labels and self._sync is not None:
+            with contextlib.suppress(OSError):  # its records are about to go
+                self._sync()
         done = self._rebuilt.get(boot, 0)
         return not self._write(boot, [entry for entry in labels if entry[0] > done])
 

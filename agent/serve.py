@@ -172,6 +172,7 @@ class Server:
             self._syncer.do(self._take_sync())
         self._http.expire()
         self._recovery.look(rebuild=not self._http.load.draining)
+        self._feedback.tick(beside=self._recovery.follows)
         if self._inference.longest_s() > self._config.hang_s:
             os.kill(os.getpid(), signal.SIGALRM)  # as the kernel does where the loop stands still
         return min(TICK_S, self._observer.next_due(now))
