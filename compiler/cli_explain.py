@@ -26,6 +26,8 @@ from skerry.reading import NO_CLASS, read_predictions
 __all__ = ["explain"]
 
 MAX_BACKGROUND = 50
+ORDERS = 64
+MAX_CALLS = 4_000_000  # rows that the model answers at most
 PATCHES = 8  # along an axis, where no size is given
 
 
@@ -33,6 +35,9 @@ PATCHES = 8  # along an axis, where no size is given
 @click.argument("bundle", type=PATH)
 @click.argument("given", metavar="INPUT")
 @click.option("--sample", type=int, default=0, show_default=True, help="Which of INPUT's samples.")
+@click.option(
+    "--input", "explained", help="Explain this input of the model, at the others' values."
+)
 @click.option("--class", "wanted", help="Explain this class; default: the predicted one.")
 @click.option(
     "--background",
@@ -49,6 +54,7 @@ def explain(
     bundle: Path,
     given: str,
     sample: int,
+    explained: str | None,
     wanted: str | None,
     background: str | None,
     patch: int | None,
@@ -63,11 +69,13 @@ def explain(
     """
     content = load_bundle(bundle)
     arrays = dict(read_data(given, Path(), "INPUT").arrays)
-    ports, name, samples = _samples(content, arrays)
+    ports, name, fitted = _samples(content, arrays, explained)
+    samples = fitted[name]
     if not 0 <= sample < len(samples):
         raise UsageError(f"expected a sample of 0 to {len(samples) - 1}, got {sample}")
     given_one = samples[sample : sample + 1].reshape(samples.shape[1:])  # a text as an array too
-    predict, told, answer_of = _explained(content, ports, name, given_one, wanted)
+    others = {n: a[sample : sample + 1] for n, a in fitted.items() if n != name}
+    predict, told, answer_of = _explained(content, ports, name, given_one, others, wanted)
     words: list[str] = []
     if samples.dtype.kind == "O":
         if samples.ndim > 1:
@@ -75,9 +83,18 @@ def explain(
         words = parts_of(given_one.item())
         found = explain_text(predict, given_one.item(), rng=np.random.default_rng(0))
     elif samples.ndim == 2:
-        others = samples if background is None else _other(background, ports, name)
+        usual = samples if background is None else _other(background, ports, name)
+        usual = usual[:MAX_BACKGROUND]
+        # a wide row takes more calls for each order: it gets fewer, and says so
+        orders = min(ORDERS, max(1, MAX_CALLS // (2 * samples.shape[1] * len(usual))))
+        if orders < ORDERS:
+            click.echo(
+                f"skerry explain: {samples.shape[1]} features: averaged over {2 * orders} orders "
+                f"in place of {2 * ORDERS}, so the shares are rougher",
+                err=True,
+            )
         found = shapley(
-            predict, samples[sample], others[:MAX_BACKGROUND], rng=np.random.default_rng(0)
+            predict, samples[sample], usual, rng=np.random.default_rng(0), orders=orders
         )
     else:
         sizes = samples.shape[-2:] if samples.ndim > 3 else samples.shape[-1:]
@@ -98,24 +115,38 @@ def explain(
         click.echo(out)
 
 
-def _samples(content: Bundle, arrays: dict[str, NDArray[Any]]) -> tuple[Ports, str, NDArray[Any]]:
+def _samples(
+    content: Bundle, arrays: dict[str, NDArray[Any]], explained: str | None
+) -> tuple[Ports, str, dict[str, NDArray[Any]]]:
+    """Return the inputs, the name of the one that is explained, and the samples of all."""
     ports = Ports.of(content.manifest.inputs)
-    if len(ports.fed) != 1:
-        names = ", ".join(port.name for port in ports.fed)
-        raise UsageError(f"explain takes models of one input so far, this one has {names}")
-    name = ports.fed[0].name
-    if name not in arrays and len(arrays) == 1:
+    names = [port.name for port in ports.fed]
+    if explained is None and len(names) > 1:
+        raise UsageError(
+            f"the model has the inputs {', '.join(names)}; say which to explain with --input, the "
+            "others keep the sample's values"
+        )
+    name = names[0] if explained is None else explained
+    if name not in names:
+        raise UsageError(f"expected an input of {', '.join(names)}, got {name[:80]!r}")
+    if name not in arrays and len(arrays) == len(names) == 1:
         arrays = {name: next(iter(arrays.values()))}
-    return ports, name, ports.fit(arrays, "INPUT")[name]
+    return ports, name, ports.fit(arrays, "INPUT")
 
 
 def _other(given: str, ports: Ports, name: str) -> NDArray[Any]:
-    arrays = dict(read_data(given, Path(), "--background").arrays)
-    return ports.fit(arrays, "--background")[name]
+    arrays = read_data(given, Path(), "--background").arrays
+    port = next(port for port in ports.fed if port.name == name)
+    return port.fit(port.pick(arrays, "--background"))
 
 
 def _explained(
-    content: Bundle, ports: Ports, name: str, sample: NDArray[Any], wanted: str | None
+    content: Bundle,
+    ports: Ports,
+    name: str,
+    sample: NDArray[Any],
+    others: dict[str, NDArray[Any]],
+    wanted: str | None,
 ) -> tuple[Predict, str, int]:
     """Return the function that is explained, what it is in words, and the class's position."""
     manifest: Manifest = content.manifest
@@ -125,7 +156,8 @@ def _explained(
 
     def answers(rows: NDArray[Any]) -> NDArray[Any]:
         fitted = np.ascontiguousarray(rows, dtype=sample.dtype)
-        out = run_samples(session, ports, {name: fitted}, reading.output)[reading.output]
+        rest = {n: np.repeat(value, len(rows), axis=0) for n, value in others.items()}
+        out = run_samples(session, ports, rest | {name: fitted}, reading.output)[reading.output]
         return out.reshape(len(rows), -1).astype(np.float64)
 
     if reading.kind != "argmax":

@@ -72,20 +72,38 @@ def shapley(
         )
     if len(background) == 0 or orders < 1:
         raise UsageError("expected at least one background row and one order")
-    k, m = len(row), len(background)
+    k = len(row)
     values = np.zeros(k)
     for _ in range(orders):
         order = rng.permutation(k)
         for way in (order, order[::-1]):
-            # step j knows the first j features of this order; averaged over the background
-            steps = np.repeat(background[None], k + 1, axis=0)
-            for j in range(1, k + 1):
-                steps[j:, :, way[j - 1]] = row[way[j - 1]]
-            answers = _in_batches(predict, steps.reshape(-1, k)).reshape(k + 1, m).mean(axis=1)
-            values[way] += np.diff(answers)
+            values[way] += np.diff(_walk(predict, row, background, way))
     answer = float(predict(row[None])[0])
     usual = float(_in_batches(predict, background).mean())
     return Attribution(values / (2 * orders), answer, usual)
+
+
+def _walk(
+    predict: Predict, row: NDArray[Any], background: NDArray[Any], way: NDArray[np.int64]
+) -> Floats:
+    """Return the mean answers as more features become known, [k + 1]; a few steps at once.
+
+    All steps of a wide row together would take its width squared.
+    """
+    k, m = len(row), len(background)
+    at_once = max(1, BATCH // m)
+    known = background.copy()
+    answers = np.empty(k + 1)
+    for start in range(0, k + 1, at_once):
+        stop = min(start + at_once, k + 1)
+        steps = np.empty((stop - start, m, k), background.dtype)
+        for j in range(start, stop):
+            if j:
+                known[:, way[j - 1]] = row[way[j - 1]]
+            steps[j - start] = known
+        found = _in_batches(predict, steps.reshape(-1, k)).reshape(stop - start, m)
+        answers[start:stop] = found.mean(axis=1)
+    return answers
 
 
 def occlusion(

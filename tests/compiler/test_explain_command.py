@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from onnx import helper
 
 from compiler.build import Built, build
 from compiler.cli_explain import explain
 from compiler.recipe import read_recipe
 from tests.compiler.conftest import NOW
-from tests.fakes.models import Task, write_recipe
+from tests.fakes.models import Task, graph, write_recipe
 
 
 def run(*words: object) -> Result:
@@ -44,6 +45,46 @@ def test_another_class_may_be_asked_for(pictures: tuple[Path, Path]) -> None:
     refused = run(*pictures, "--class", "9")
     assert refused.exit_code == 2
     assert "expected a class of 0, 1, 2, 3, got '9'" in refused.output
+
+
+def test_one_of_several_inputs_is_explained_at_the_others_values(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="m"),
+        helper.make_node("MatMul", ["z", "v"], ["b"], name="k"),
+        helper.make_node("Mul", ["a", "b"], ["y"], name="times"),
+    ]
+    weights = {
+        "w": np.array([[1.0], [2.0], [0.0]], np.float32), "v": np.array([[1.0], [-1.0]], np.float32),
+    }  # fmt: skip
+    model = graph(
+        nodes, weights, inputs=[("x", ("n", 3)), ("z", ("n", 2))], outputs=[("y", ("n", 1))]
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    rng = np.random.default_rng(2)
+    sets = {
+        "x": rng.normal(size=(200, 3)).astype(np.float32),
+        "z": rng.normal(size=(200, 2)).astype(np.float32),
+    }
+    sets["x"][0], sets["z"][0] = (1.0, 1.0, 1.0), (3.0, 1.0)
+    np.savez(tmp_path / "data.npz", **sets)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[model]\nname = "two"\nversion = "1.0.0"\nfile = "model.onnx"\n[data]\n'
+        'calibration = "data.npz[:50]"\nevaluation = "data.npz"\nbaseline = "data.npz"\n'
+        '[metric]\nname = "mae"\noutput = "y"\n[precisions]\ntry = ["fp32"]\n'
+    )
+    bundle = tmp_path / "two.skerry"
+    bundle.write_bytes(build(read_recipe(recipe), now=NOW).bundle)
+    np.savez(tmp_path / "rest.npz", x=np.zeros((4, 3), np.float32))
+    given = (bundle, tmp_path / "data.npz", "--background", tmp_path / "rest.npz")
+    asked = run(*given, "--json")
+    assert asked.exit_code == 2
+    assert "the model has the inputs x, z; say which to explain with --input" in asked.output
+    assert run(*given, "--input", "q").exit_code == 2
+    found = json.loads(run(*given, "--input", "x", "--json").stdout)
+    # (1 x0 + 2 x1 + 0 x2) times 3 - 1, from x of zeros
+    assert found["values"] == pytest.approx([2.0, 4.0, 0.0], abs=1e-5)
+    assert (found["answer"], found["usual"]) == pytest.approx((6.0, 0.0), abs=1e-5)
 
 
 def test_a_row_gets_a_share_for_each_feature(scales_task: Task, tmp_path: Path) -> None:

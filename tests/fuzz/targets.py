@@ -63,6 +63,7 @@ from skerry.toml import from_toml
 from skerry.topics import parse_up
 from skerry.topics import up as up_topic
 from tests.fakes.releases import BASELINE
+from tests.fuzz.data_targets import data_targets
 from tests.fuzz.good import (
     AGENT_TOML,
     ANSWERS,
@@ -383,7 +384,7 @@ def all_targets() -> dict[str, Target]:
         Target("error_sketches", _errors, (FormatError,), (to_msgpack(errors()),), msgpack_tree),
         Target("topic_and_range", _line, (FormatError,), (up_topic("demo", 4, DEVICE, "hello").encode(), b"bytes=0-99")),
     )  # fmt: skip
-    named = {target.name: target for target in targets}
+    named = {target.name: target for target in (*targets, *data_targets())}
     return {name: _with_kept(target) for name, target in named.items()}
 
 

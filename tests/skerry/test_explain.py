@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,21 @@ def test_what_does_not_fit_is_refused(row: np.ndarray, background: np.ndarray) -
 def test_a_patch_that_does_not_fit_is_refused(patch: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="expected a patch"):
         occlusion(lambda x: x.sum(axis=(1, 2, 3)), np.ones((1, 4, 4)), patch=patch)
+
+
+def test_a_wide_row_takes_little_memory() -> None:
+    k, seen = 2000, 0
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        nonlocal seen
+        seen = max(seen, rows.nbytes)
+        return rows[:, 0] - rows[:, 1]
+
+    row, rest = np.ones(k), np.zeros((20, k))
+    tracemalloc.start()
+    found = shapley(predict, row, rest, rng=np.random.default_rng(0), orders=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.values[:3] == pytest.approx([1.0, -1.0, 0.0])
+    assert seen <= 256 * k * 8
+    assert peak < 40e6  # all steps together would take 640 MB
