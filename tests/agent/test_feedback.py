@@ -18,8 +18,9 @@ import pytest
 from agent.feedback import JoinPlan, read_label
 from agent.held import Held, held_key
 from agent.labels import Label, Labels, count_labels
-from agent.segments import DONE, boots, settled_upto
+from agent.segments import DONE, Header, boots, settled_upto
 from agent.serve_protocol import FeedbackSettings
+from agent.spool import Spool
 from skerry.canonical import to_msgpack
 from skerry.errors import UnreachableError, UsageError
 from skerry.feedback import ErrorSketch, check_errors
@@ -329,6 +330,38 @@ def test_a_label_that_another_process_kept_and_did_not_mark_is_not_taken_again(
                 die(spool)
                 eventually(lambda: settled_upto(spool.directory) == DONE)
             assert serve.drain() == 0
+    assert [s.n for _, s in sketches(serve.spool)] == [1]
+
+
+@pytest.mark.parametrize("heard_s", [0.0, 1.2])
+def test_a_prediction_and_its_label_of_a_process_that_came_and_went_are_known(
+    tmp_path: Path, releases: dict[str, Release], heard_s: float
+) -> None:
+    """The newer one is killed between record and mark; the older one goes on."""
+    with listen() as listener, serving(tmp_path, listener, releases["reader"]) as serve:
+        serve.start()
+        with Client(serve.url) as client:
+            client.predict("reader", {"image": images(1)}, id="first")
+            held = Held(
+                tmp_path / "feedback" / "held", predictions=65_536, hold_s=1e9, beside=lambda: True
+            )
+            first = held.find(held_key("reader", "first"), 0.0)
+            assert first is not None
+            header = Header("boot-a", 1, "os-1", 1.0, [CONTEXT], [])
+            spool = Spool(serve.spool, header, segment_bytes=4096, max_bytes=1 << 28)
+            time.sleep(1.2)  # the older one has seen that there is another
+            key = held_key("reader", "second")
+            held.add(
+                key, first.context, length_s=1.0, at=time.time(), prediction=0, confidence=1.0
+            )  # fmt: skip
+            assert spool.append(to_msgpack(Label(key, CONTEXT, 60.0, 60.0, 3, 0, label=2)))
+            time.sleep(heard_s)
+            die(spool)
+            held.close()
+            time.sleep(heard_s)
+            assert client.feedback("reader", "second", 2) == "duplicate"
+            eventually(lambda: settled_upto(spool.directory) == DONE)
+        assert serve.drain() == 0
     assert [s.n for _, s in sketches(serve.spool)] == [1]
 
 
