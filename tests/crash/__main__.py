@@ -109,8 +109,8 @@ def main() -> int:
             **result,
         }  # fmt: skip
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-    if args.json is not None:
-        _write(args.json, found)
+        if args.json is not None:
+            _write(args.json, {name: found[name]})
     return int(any(result.get("wrong") for result in found.values()))
 
 

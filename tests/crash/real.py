@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -165,17 +165,16 @@ def real_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             time.sleep(rng.uniform(0.0, LONGEST_S))
             who = rng.choice(("both", "both", "control", "serve"))
             states[site.doing()] += 1
-            status = site.world.agent_status(DEVICE)
-            pids = {"both": ("control_pid", "serve_pid")}.get(who, (f"{who}_pid",))
-            for name in pids:
-                if status.get(name):
-                    try:
-                        os.kill(status[name], signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
+            # what a process that has just started says of itself may still be of the one before
+            assert site.agent.process is not None
+            control = site.agent.process.pid
+            serve = site.world.agent_status(DEVICE).get("serve_pid")
+            for pid in {"control": (control,), "serve": (serve,)}.get(who, (control, serve)):
+                if pid:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             died[who] += 1
             if who != "serve":
-                assert site.agent.process is not None
                 site.agent.process.wait(10)
                 site.start()
             if not site.answers_again(30.0):
