@@ -187,9 +187,9 @@ class Spool:
 
         def job() -> None:
             try:
-                while fds:
-                    os.fsync(fds[-1])
-                    os.close(fds.pop())
+                while fds:  # oldest first: a window must not outlast what it counts
+                    os.fsync(fds[0])
+                    os.close(fds.pop(0))
             except OSError:
                 self._keep(fds)
                 raise

@@ -370,3 +370,21 @@ def test_what_a_disk_refused_to_sync_is_written_again(
     writer.take_sync()()
     assert written.count(first.stat().st_ino) == 1
     writer.close()
+
+
+def test_segments_are_synced_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut between two syncs may keep a prediction whose window is lost, never the reverse."""
+    writer = spool(tmp_path)
+    while len(segments(tmp_path / "b1")) < 3:
+        writer.append(b"x" * 100)
+    synced: list[int] = []
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    writer.take_sync()()
+    assert synced[:3] == [path.stat().st_ino for path in segments(tmp_path / "b1")]
+    writer.close()
