@@ -379,7 +379,7 @@ class Control:
             spool_max_bytes=config.spool_max_bytes,
             max_body_bytes=config.max_body_bytes, drain_s=config.drain_s,
             feedback=feedback_settings(config, self._layout),
-            inputs=input_settings(self._policy, config),
+            inputs=input_settings(self._policy, config), version=self._inventory.agent,
         )  # fmt: skip
 
     def _link_config(self) -> LinkConfig:

@@ -15,7 +15,6 @@ What a prediction is asked and answered is `agent.infer`.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -31,10 +30,6 @@ __all__ = ["Endpoint"]
 MAX_ROUTES: Final = 256  # remembered
 _TRITON_TYPES: Final = {"BYTES": "TYPE_STRING"}
 Route = Callable[[Request], Response | None]
-try:
-    _VERSION = version("skerry")
-except PackageNotFoundError:  # run from a source tree
-    _VERSION = "0"
 
 
 class Endpoint:
@@ -44,6 +39,7 @@ class Endpoint:
         inference: answers requests for predictions.
         metrics: returns the text of ``/metrics``.
         feedback: takes labels.
+        version: of the agent.
     """
 
     def __init__(
@@ -52,8 +48,10 @@ class Endpoint:
         *,
         metrics: Callable[[], str],
         feedback: Feedback,
+        version: str,
     ) -> None:
         self._feedback = feedback
+        self._version = version
         self._inference = inference
         self._models = inference.models
         self._metrics = metrics
@@ -77,7 +75,7 @@ class Endpoint:
             case ["metrics"]:
                 get = self._metrics_text
             case ["v2"]:
-                get = _server_metadata
+                get = self._server_metadata
             case ["v2", "health", "ready"]:
                 get = self._ready
             case ["v2", "models", "stats"]:
@@ -127,6 +125,10 @@ class Endpoint:
             raise HttpError(503, "no model is in service yet")
         return Response(200, [])
 
+    def _server_metadata(self, _: Request) -> Response:
+        extensions = ["binary_tensor_data", "statistics", "model_configuration"]
+        return _json({"name": "skerry-agent", "version": self._version, "extensions": extensions})
+
     def _metrics_text(self, _: Request) -> Response:
         return Response(200, [self._metrics().encode()], "text/plain; version=0.0.4; charset=utf-8")
 
@@ -163,11 +165,6 @@ def _empty(_: Request) -> Response:
 
 def _not_offered(_: Request) -> Response:
     raise HttpError(400, "not offered here: the fleet decides what is loaded and how it is watched")
-
-
-def _server_metadata(_: Request) -> Response:
-    extensions = ["binary_tensor_data", "statistics", "model_configuration"]
-    return _json({"name": "skerry-agent", "version": _VERSION, "extensions": extensions})
 
 
 def _model_metadata(served: Served, _: Request) -> Response:

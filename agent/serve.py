@@ -128,7 +128,12 @@ class Server:
         )  # fmt: skip
         self._http = HttpServer(
             loop,
-            Endpoint(self._inference, metrics=self._metrics, feedback=self._feedback),
+            Endpoint(
+                self._inference,
+                metrics=self._metrics,
+                feedback=self._feedback,
+                version=config.version,
+            ),
             Limits(config.max_body_bytes, config.max_queue, config.max_connections),
             self._inference.flush,
         )

@@ -114,6 +114,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hang_s: float = 30.0
     feedback: FeedbackSettings = FeedbackSettings()
     inputs: InputSettings = InputSettings()
+    version: str = ""  # of the agent, for who asks
 
 
 class Accept(msgspec.Struct, frozen=True, tag="accept"):

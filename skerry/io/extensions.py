@@ -5,7 +5,6 @@ registered for one session, takes 2.5 MB and 2 ms (`benchmarks/text_cost.py`). S
 and nothing is imported.
 """
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Protocol
@@ -47,7 +46,9 @@ def extensions_library() -> str | None:
 
 def extensions_version() -> str:
     """Return the installed version, empty where there is none."""
+    from importlib import metadata  # takes 1.1 MiB, which a serving process has no use for
+
     try:
-        return importlib.metadata.version("onnxruntime-extensions")
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version("onnxruntime-extensions")
+    except metadata.PackageNotFoundError:
         return ""
