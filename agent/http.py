@@ -71,6 +71,7 @@ class HttpServer:
         self.load.draining = True
         for listener in self._listeners:
             self._loop.forget(listener.fileno())
+            listener.close()  # others hold it, or who is started next may have the port at once
         end = self._loop.time() + timeout_s
         for connection in self.load.connections:
             connection.hurry(self._loop.time() + DRAIN_IDLE_S)

@@ -1,6 +1,7 @@
 """One run of the agent: it takes the state directory and the port, works, and gives them back."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,8 @@ from skerry.errors import ConflictError, SkerryError
 
 __all__ = ["run_agent"]
 
-BIND_S: Final = 6.0  # an orphaned serve gives the port back within so long
+BIND_S: Final = 5.0  # beyond its `drain_s`, until a serving process of before gives the port back
+log = logging.getLogger(__name__)
 
 
 async def run_agent(layout: Layout, config: AgentConfig) -> None:
@@ -42,7 +44,9 @@ async def run_agent(layout: Layout, config: AgentConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
-    listeners = await _bind(config, stop, BIND_S if _has_orphan(layout) else 0.0)
+    # a serving process of before may still drain, or load; the status need not know of it yet
+    ran_before = layout.status.exists()
+    listeners = await _bind(config, stop, config.drain_s + BIND_S if ran_before else 0.0)
     database = open_database(layout)
     try:
         control = Control(layout, config, identity, database, listeners)
@@ -81,7 +85,7 @@ def _how_it_goes(layout: Layout) -> list[str]:
 
 async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> list[socket.socket]:
     """Bind the listening sockets; for a while, if a former serve has yet to give them back."""
-    deadline = time.monotonic() + patience_s
+    deadline, told = time.monotonic() + patience_s, False
     while True:
         try:
             tcp = listen(config.http_host, config.http_port)
@@ -93,21 +97,10 @@ async def _bind(config: AgentConfig, stop: asyncio.Event, patience_s: float) -> 
             except SkerryError:
                 tcp.close()
                 raise
-        except ConflictError:
+        except ConflictError as error:
             if time.monotonic() >= deadline or stop.is_set():
                 raise
+            if not told:
+                log.warning("%s; waiting %.0f s for a serving process of before", error, patience_s)
+                told = True
         await asyncio.sleep(0.1)
-
-
-def _has_orphan(layout: Layout) -> bool:
-    """Tell whether the serving process of a control that was killed may still drain."""
-    last = read_status(layout.status)
-    if last is None or last.serve_pid is None:
-        return False
-    try:
-        os.kill(last.serve_pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's process has that number by now
-    return True

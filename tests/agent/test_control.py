@@ -314,6 +314,29 @@ async def test_a_blob_that_was_changed_behind_its_digest_is_rejected(
     assert central.reports["a-1"].code == "digest_mismatch"
 
 
+async def test_a_serving_process_of_before_that_no_status_knows_keeps_nobody_from_the_port(
+    central: Central, agent: Agent
+) -> None:
+    """Control may be killed after it started a serving process, and before it said so."""
+    central.desire(DEVICE, central.publish("1.0.0"), "a-1", Probation(0, 0.0))
+    await central.until(lambda: central.state("a-1") == "committed")
+    orphan = await agent.serve_pid()
+    os.kill(orphan, signal.SIGSTOP)  # it gives nothing back for a while
+    assert agent.process is not None
+    agent.process.kill()
+    agent.process.wait(5)
+    status = agent.state / "status.json"
+    status.write_text(status.read_text().replace(f'"serve_pid":{orphan}', '"serve_pid":null'))
+    assert json.loads(status.read_text())["serve_pid"] is None
+    agent.start()
+    await central.until(lambda: "waiting 7 s for a serving process of before" in agent.log())
+    os.kill(orphan, signal.SIGCONT)
+    await agent.serve_pid()
+    with Client(agent.url) as client:
+        answer = await asyncio.to_thread(client.predict, "reader", {"image": images(1)})
+    assert answer.model_version == "1.0.0"
+
+
 async def test_two_agents_on_one_directory_and_a_port_in_use_are_refused(
     central: Central, agent: Agent, capfd: pytest.CaptureFixture[str]
 ) -> None:
