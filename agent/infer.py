@@ -14,6 +14,7 @@ from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from agent import oip
@@ -24,6 +25,7 @@ from agent.inputs import Inputs
 from agent.latency import Latencies
 from agent.mirror import Mirror
 from agent.observe import Observer
+from agent.rows import Row
 from agent.runner import Expired, Job, Runner
 from agent.runtime import Model
 from agent.serve_protocol import ServeSlot, SlotStats
@@ -42,6 +44,7 @@ _NOT_SAFE: Final = (
     "ask again with the same id, which counts it once"
 )
 Tensors = Mapping[str, NDArray[Any]]
+Kept = Row | NDArray[np.float64]  # of one row, or of many as `RowReader.table` gives them
 
 
 @dataclass(slots=True)
@@ -193,66 +196,79 @@ class Inference:
         if isinstance(result, Expired):
             served.expired += 1
             raise HttpError(504, "the time in which the answer was wanted has passed; not run")
-        try:
-            if isinstance(result, Exception):
-                raise result
-            if job.rows == 1:
-                (row,) = served.model.rows(job.tensors, result)
-            else:
-                table = served.model.table(job.tensors, result)
-        except Exception as error:
-            served.errors += 1
-            self._observer.error(served.ctx, time.time())
-            raise HttpError(500, f"the model failed: {str(error)[:300]}") from None
-        asked = job.asked
+        kept = self._kept(served, job, result)
+        assert not isinstance(result, Exception)
+        asked, slot = job.asked, served.slot
         id = asked.id or f"{self._own_ids}{next(self._numbers):x}"
-        slot = served.slot
         said: dict[str, str | bool] = {"bundle": slot.bundle, "variant": slot.variant}
         if job.power_safe:
             said["power_safe"] = True
         answer = oip.Answer(slot.model, slot.model_version, id, said)
         parts, json_length = oip.encode_answer(answer, asked, result, served.model.outputs)
-        if asked.id:
-            self._before_look_up()
-        take = self._inputs.of(served.ctx, job.tensors, job.rows)
-        unrecorded = self._observer.unrecorded
-        at = time.time()
-        latency_us = (perf_counter() - job.request.received) * 1e6
-        served.latencies.add(latency_us)
-        if served.holder is not None:  # first: what is recorded is held, in the same window
-            held = [(row.prediction, row.confidence)] if job.rows == 1 else table[:, :2].tolist()
-            served.holder.hold(id, at, self._observer.window_s, held, self._observer.recent)
-        if job.rows == 1:
-            new = int(
-                self._observer.record(
-                    served.ctx,
-                    id,
-                    at=at,
-                    prediction=row.prediction,
-                    confidence=row.confidence,
-                    latency_us=int(latency_us),
-                    features=row.features,
-                    take=take,
-                )
-            )
-        else:
-            new = self._observer.record_table(
-                served.ctx, id, at=at, latency_us=int(latency_us), table=table, take=take
-            )
-        served.answered += new
-        served.repeated += job.rows - new
-        if served.mirror is not None:
-            if job.rows == 1:
-                classes, confidences = [row.prediction], [row.confidence]
-            else:
-                classes, confidences = table[:, 0].astype(int).tolist(), table[:, 1].tolist()
-            served.mirror.offer(job.tensors, classes, confidences)
-        if job.power_safe and self._observer.unrecorded > unrecorded:
-            raise HttpError(503, _NO_ROOM)
+        self._keep(served, job, id, kept)
         if json_length is None:
             return Response(200, parts)
         head = {"Inference-Header-Content-Length": str(json_length)}
         return Response(200, parts, "application/octet-stream", head)
+
+    def _kept(self, served: Served, job: Job, result: Tensors | Exception) -> Kept:
+        """Return what is kept of an answer; what the model failed to give is counted and told."""
+        try:
+            if isinstance(result, Exception):
+                raise result
+            if job.rows > 1:
+                return served.model.table(job.tensors, result)
+            (row,) = served.model.rows(job.tensors, result)
+            return row
+        except Exception as error:
+            served.errors += 1
+            self._observer.error(served.ctx, time.time())
+            raise HttpError(500, f"the model failed: {str(error)[:300]}") from None
+
+    def _keep(self, served: Served, job: Job, id: str, kept: Kept) -> None:
+        """Hold, record, count and show an answer that is about to leave."""
+        observer = self._observer
+        if job.asked.id:
+            self._before_look_up()
+        take = self._inputs.of(served.ctx, job.tensors, job.rows)
+        unrecorded = observer.unrecorded
+        at = time.time()
+        took_us = (perf_counter() - job.request.received) * 1e6
+        latency_us = int(took_us)
+        served.latencies.add(took_us)
+        if served.holder is not None:  # first: what is recorded is held, in the same window
+            if isinstance(kept, Row):
+                held = [(kept.prediction, kept.confidence)]
+            else:
+                held = kept[:, :2].tolist()
+            served.holder.hold(id, at, observer.window_s, held, observer.recent)
+        if isinstance(kept, Row):
+            new = int(
+                observer.record(
+                    served.ctx,
+                    id,
+                    at=at,
+                    prediction=kept.prediction,
+                    confidence=kept.confidence,
+                    latency_us=latency_us,
+                    features=kept.features,
+                    take=take,
+                )
+            )
+        else:
+            new = observer.record_table(
+                served.ctx, id, at=at, latency_us=latency_us, table=kept, take=take
+            )
+        served.answered += new
+        served.repeated += job.rows - new
+        if served.mirror is not None:
+            if isinstance(kept, Row):
+                classes, confidences = [kept.prediction], [kept.confidence]
+            else:
+                classes, confidences = kept[:, 0].astype(int).tolist(), kept[:, 1].tolist()
+            served.mirror.offer(job.tensors, classes, confidences)
+        if job.power_safe and observer.unrecorded > unrecorded:
+            raise HttpError(503, _NO_ROOM)
 
 
 def _json_length(request: Request) -> int | None:

@@ -90,7 +90,7 @@ class Agent:
         if self.process is None or self.process.poll() is not None:
             return None
         self.process.terminate()
-        return self.process.wait(6)
+        return self.process.wait(20)  # how soon it ends is tried elsewhere
 
     def log(self) -> str:
         return (self.state / "log").read_text()
