@@ -33,6 +33,7 @@ MAX_PLATFORM: Final = 100  # characters; hw_class adds a flag to it
 MAX_MARK: Final = 64  # characters
 MAX_MESSAGE: Final = 4096  # characters of a text for people
 MAX_INT: Final = (1 << 63) - 1  # what both databases keep in a column
+MAX_ROWS: Final = 1 << 40  # of one window: what a database adds up stays within 64 bits
 MAX_WINDOW_S: Final = 1e9
 MAX_COLUMNS: Final = 128
 MAX_SLOTS: Final = 32
@@ -155,13 +156,15 @@ def _is_sound_aside(aside: Aside, features: int) -> bool:
 
 
 def _is_sound_window(item: SketchWindow, specs: Mapping[str, ColumnSpec] | None) -> bool:
-    if not (_is_count(item.n) and _is_count(item.errors) and len(item.columns) <= MAX_COLUMNS):
+    if not (0 <= item.n <= MAX_ROWS and 0 <= item.errors <= MAX_ROWS):
+        return False
+    if len(item.columns) > MAX_COLUMNS:
         return False
     if not (math.isfinite(item.start) and math.isfinite(item.length_s) and item.length_s > 0):
         return False
     try:
         for name, column in item.columns.items():
-            if not _is_text(name) or not _is_count(column.n):
+            if not _is_text(name) or not 0 <= column.n <= MAX_ROWS:
                 return False
             spec = None if specs is None else specs.get(name)
             check_column(column, spec or _own_spec(column))

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MAX_CLASSES: Final = 64  # of which it is told which was taken for which
+MAX_LABELS: Final = 1 << 40  # of one sketch: sums of many stay within 64 bits
 HALVINGS: Final = 15  # the finest edges are so many halvings of the range away from 0
 SPANS: Final = (1e-200, 1e200)
 
@@ -94,6 +95,8 @@ def check_errors(sketch: ErrorSketch) -> None:
     Raises:
         FormatError: code ``sketch``: what does not.
     """
+    if sketch.n > MAX_LABELS:
+        raise FormatError(f"expected at most {MAX_LABELS} labels, got {sketch.n}", "sketch")
     if not 0 <= sketch.correct <= sketch.n:
         raise FormatError(f"expected 0 to {sketch.n} correct, got {sketch.correct}", "sketch")
     if sketch.errors is None:

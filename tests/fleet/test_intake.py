@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from fleet.intake import MAX_INPUTS, sound_items
-from skerry.records import Aside, Context, Prediction, RawInput
+from skerry.records import Aside, Context, Prediction, RawInput, SketchWindow
+from skerry.sketch import CategoricalCounts
 from skerry.tensors import MAX_RANK
 from skerry.wire import MAX_INPUT_BYTES
 
@@ -44,3 +45,12 @@ def test_what_is_in_form_is_stored(aside: Aside) -> None:
 )
 def test_what_is_not_is_left_out(aside: Aside) -> None:
     assert not sound(aside)
+
+
+@pytest.mark.parametrize(("n", "errors", "fits"), [(1 << 40, 1 << 40, True), ((1 << 40) + 1, 0, False),
+                                                  (0, (1 << 40) + 1, False), (-1, 0, False)])  # fmt: skip
+def test_a_window_holds_what_a_database_can_add_up(n: int, errors: int, fits: bool) -> None:
+    """Two windows of 2^63 - 1 rows would end every sum over them with an overflow."""
+    column = CategoricalCounts(max(n, 0), [max(n, 0)])
+    item = SketchWindow(0, 0.0, 60.0, n, errors, {"prediction": column})
+    assert bool(sound_items([(1, item)], [CONTEXT], lambda _: None)) == fits
