@@ -3,7 +3,7 @@
     python -m tests.crash.soak [--minutes 60] [--rate 50] [--update-every 300] [--json FILE]
 
 A fleet with its broker, one agent, two models in two slots. Clients ask both models with ids of
-their own, and nothing is asked again before its answer was noted. Memory (PSS), descriptors and
+their own, and nothing is asked again before its answer was noted. Memory (that they allocated), descriptors and
 threads of both processes and the disk are looked at every few seconds. It is right if no request
 failed, everything answered was counted once, every update was committed, and nothing grows:
 
@@ -234,7 +234,7 @@ class Soak:
         try:
             self.samples.append(
                 Sample(
-                    at_s, pss_kib(control), pss_kib(serve), descriptors(control),
+                    at_s, anonymous_kib(control), anonymous_kib(serve), descriptors(control),
                     descriptors(serve), threads(control) + threads(serve), disk_kib(state), serve,
                 )
             )  # fmt: skip
@@ -276,10 +276,13 @@ class Soak:
         world.skerry("publish", built["bundle"], signed, *fleet, *token)
 
 
-def pss_kib(pid: int) -> int:
-    """Return a process's share of memory, by the kernel."""
+def anonymous_kib(pid: int) -> int:
+    """Return the memory that a process has allocated, by the kernel.
+
+    What it maps from files is left out: its share changes with who else runs Python here.
+    """
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss_Anon:"))
 
 
 def descriptors(pid: int) -> int:
