@@ -30,7 +30,7 @@ import msgspec
 
 from agent.bundle_files import BundleFiles
 from agent.config import AgentConfig, Layout
-from agent.device_state import Host, State, reported
+from agent.device_state import Host, State, doing, reported
 from agent.facts import (
     Acknowledged,
     ClockJumped,
@@ -56,7 +56,7 @@ from agent.slots import Slots
 from agent.spooler import Spooler
 from agent.staging import Staging
 from agent.state import Database
-from agent.status import Status, read_status, write_status
+from agent.status_file import Status, read_status, write_status
 from agent.supervisor import Supervisor, feedback_settings
 from agent.trials import Trials
 from agent.trust import Trust
@@ -358,6 +358,9 @@ class Control:
             patched=self._files.patches.made,
             patch_failed=self._files.patches.failed,
             patch_saved_bytes=self._files.patches.saved_bytes,
+            unrecorded=self._supervisor.unrecorded,
+            certificate_expires=self._keeper.expires,
+            doing={name: doing(slot) for name, slot in self._machine.state.slots.items()},
         )
         if status != self._status:
             self._status = status
@@ -380,6 +383,7 @@ class Control:
             max_body_bytes=config.max_body_bytes, drain_s=config.drain_s,
             feedback=feedback_settings(config, self._layout),
             inputs=input_settings(self._policy, config), version=self._inventory.agent,
+            status_file=str(self._layout.status.absolute()),
         )  # fmt: skip
 
     def _link_config(self) -> LinkConfig:

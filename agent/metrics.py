@@ -1,4 +1,4 @@
-"""The serve process's figures as Prometheus text, format 0.0.4."""
+"""The figures of serve, and what control last said of itself, as Prometheus text, format 0.0.4."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -7,10 +7,12 @@ from agent.http_types import Load
 from agent.infer import Served
 from agent.observe import Observer
 from agent.spool import Spool
+from agent.status_file import Status
 
-__all__ = ["metrics_text"]
+__all__ = ["control_text", "metrics_text"]
 
 QUANTILES: Final = (0.5, 0.9, 0.99)
+REPOSITORIES: Final = ("catalog", "director")
 
 
 def metrics_text(models: Sequence[Served], observer: Observer, spool: Spool, load: Load) -> str:
@@ -63,6 +65,48 @@ def metrics_text(models: Sequence[Served], observer: Observer, spool: Spool, loa
     ]
     for name, kind, text, figure in figures:
         _family(lines, name, kind, text, [("", figure)])
+    return "\n".join(lines) + "\n"
+
+
+def control_text(status: Status) -> str:
+    """Return what control knows, as further text of ``/metrics``."""
+    lines: list[str] = []
+    figures: list[tuple[str, str, str, float]] = [
+        ("connected", "gauge", "1 while the broker is connected.", status.connected),
+        ("outbox_records", "gauge", "Records that the fleet has not stored yet.", status.waiting),
+        ("outbox_batches", "gauge", "Batches without an answer.", status.under_way),
+        (
+            "serve_restarts_total",
+            "counter",
+            "Serving processes that failed.",
+            status.serve_restarts,
+        ),
+        (
+            "unrecorded_total",
+            "counter",
+            "Predictions without room for a record.",
+            status.unrecorded,
+        ),
+        ("refused_messages_total", "counter", "Messages that were refused.", status.refused),
+        ("clock_ahead_seconds", "gauge", "This clock ahead of the fleet's.", status.clock_off_s),
+        ("patched_total", "counter", "Files that were made by a patch.", status.patched),
+        ("patch_failures_total", "counter", "Patches that failed.", status.patch_failed),
+    ]
+    if status.certificate_expires:
+        figures.append(
+            ("certificate_expires_timestamp_seconds", "gauge", "When the certificate ends.",
+             round(status.certificate_expires))
+        )  # fmt: skip
+    for name, kind, text, figure in figures:
+        _family(lines, f"skerry_agent_{name}", kind, text, [("", int(figure))])
+    _family(
+        lines, "skerry_agent_metadata_stale", "gauge", "1 for metadata that is out of date.",
+        ((f'{{repository="{name}"}}', int(name in status.stale)) for name in REPOSITORIES),
+    )  # fmt: skip
+    _family(
+        lines, "skerry_agent_slot_state", "gauge", "1 for what a slot is busy with.",
+        ((f'{{slot="{slot}",state="{state}"}}', 1) for slot, state in status.doing.items()),
+    )  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -212,6 +212,7 @@ class Keeper:
         self._apart_since: float | None = None
         self._plan = Plan(rng.random())
         self._told: Need | None = None
+        self.expires = 0.0  # Unix seconds; 0: not known
 
     async def run(self) -> None:
         """Renew whenever it is due, until cancelled."""
@@ -228,8 +229,9 @@ class Keeper:
             # read each time: an enrolment beside this process may have replaced it
             validity = validity_of(self._identity.device_file)
         except FormatError as error:
-            need, advice = Need.PREAUTHORIZATION, str(error)
+            need, advice, self.expires = Need.PREAUTHORIZATION, str(error), 0.0
         else:
+            self.expires = validity.ends
             need = self._plan.need(validity, self._now(), time.monotonic())
             advice = expired_advice(self._identity.record.device_id, validity.ends)
         if need is Need.PREAUTHORIZATION and self._told is not need:

@@ -16,7 +16,8 @@ from agent.identity import load_identity
 from agent.last_good import open_database
 from agent.listen import listen, listen_unix
 from agent.notify import notify, watchdog_s
-from agent.status import read_status, take_lock
+from agent.status import take_lock
+from agent.status_file import read_status
 from skerry.errors import ConflictError, SkerryError
 
 __all__ = ["run_agent"]

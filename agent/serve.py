@@ -33,7 +33,7 @@ from agent.inputs import Inputs
 from agent.labels import Labels
 from agent.logs import log_beside
 from agent.loop import Loop
-from agent.metrics import metrics_text
+from agent.metrics import control_text, metrics_text
 from agent.mirror import Mirror
 from agent.observe import Observer, RecentIds, count_plan
 from agent.recover import Recovery, foreign_contexts
@@ -56,6 +56,7 @@ from agent.serve_protocol import (
     frame,
 )
 from agent.spool import Spool
+from agent.status_file import read_status
 from agent.syncing import Syncer
 from skerry.canonical import from_json
 from skerry.errors import SkerryError
@@ -231,7 +232,10 @@ class Server:
 
     def _metrics(self) -> str:
         text = metrics_text(self._models, self._observer, self._spool, self._http.load)
-        return text + self._feedback.metrics() + self._inputs.metrics()
+        text += self._feedback.metrics() + self._inputs.metrics()
+        file = self._config.status_file
+        status = read_status(Path(file)) if file else None
+        return text if status is None else text + control_text(status)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -115,6 +115,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feedback: FeedbackSettings = FeedbackSettings()
     inputs: InputSettings = InputSettings()
     version: str = ""  # of the agent, for who asks
+    status_file: str = ""  # which control writes: for ``/metrics``
 
 
 class Accept(msgspec.Struct, frozen=True, tag="accept"):

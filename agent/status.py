@@ -1,7 +1,7 @@
 """What an agent says of itself to somebody at the machine, without being asked over a socket.
 
-Control writes a small file now and then; a look from outside reads it, the database and
-the spool, so that it works beside a running agent, a hung one and a dead one.
+A look from outside reads the small file that control writes, the database and the spool, so
+that it works beside a running agent, a hung one and a dead one.
 """
 
 import contextlib
@@ -10,9 +10,7 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
-
-import msgspec
+from typing import Any
 
 from agent.certificates import validity_of
 from agent.config import Layout
@@ -21,47 +19,10 @@ from agent.identity import Identity, load_identity
 from agent.renewal import expired_advice
 from agent.segments import boots, iter_records, segments
 from agent.state import read_state
-from skerry.canonical import from_json, to_json
+from agent.status_file import read_status
 from skerry.errors import FormatError, NotFoundError
 
-__all__ = ["Status", "collect", "describe", "read_status", "take_lock", "write_status"]
-
-MAX_STATUS_BYTES: Final = 1 << 20
-
-
-class Status(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The file that control writes; losing it loses nothing."""
-
-    control_pid: int
-    serve_pid: int | None
-    http: str
-    connected: bool
-    acked: dict[str, int]  # per boot
-    waiting: int  # records that the fleet has not acknowledged
-    under_way: int  # batches without an answer
-    serve_restarts: int = 0
-    refused: int = 0  # messages from the broker
-    stale: list[str] = []  # repositories without fresh metadata
-    trust_code: str = ""  # why metadata is refused
-    clock_off_s: int = 0  # the system's clock is so far ahead of the fleet's
-    patched: int = 0  # files that were made by a patch, since control began
-    patch_failed: int = 0  # and those for which that failed
-    patch_saved_bytes: int = 0
-
-
-def write_status(file: Path, status: Status) -> None:
-    """Write the file beside its place and rename it; not synced, for nothing rests on it."""
-    beside = file.with_name(f".{file.name}.new")
-    beside.write_bytes(to_json(status))
-    beside.replace(file)
-
-
-def read_status(file: Path) -> Status | None:
-    """Return what was last written, None if nothing was, or it cannot be read."""
-    try:
-        return from_json(file.read_bytes(), Status, limit=MAX_STATUS_BYTES)
-    except (OSError, FormatError):
-        return None
+__all__ = ["collect", "describe", "take_lock"]
 
 
 def take_lock(file: Path) -> int | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -68,6 +69,11 @@ class Agent:
         )  # fmt: skip
         found: dict[str, Any] = json.loads(out.stdout)
         return found
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
 
     async def serve_pid(self) -> int:
         """The serving process, once the status names it."""
@@ -174,6 +180,11 @@ async def test_a_device_takes_releases_and_loses_nothing_when_it_is_killed(
     await central.until(lambda: len(central.ids) == len(traffic.answered))
     assert sorted(central.ids) == sorted(traffic.answered)
     await central.until(lambda: central.counted == len(traffic.answered))
+    await central.until(lambda: "skerry_agent_outbox_records 0\n" in agent.metrics())
+    told = agent.metrics()
+    assert "skerry_agent_connected 1\n" in told
+    assert 'skerry_agent_slot_state{slot="reader",state="idle"} 1\n' in told
+    assert "skerry_agent_certificate_expires_timestamp_seconds 1" in told
     assert await asyncio.to_thread(agent.stop) == 0, agent.log()
     status = await asyncio.to_thread(agent.status)
     assert (status["running"], status["slots"]["reader"]["model_version"]) == (False, "1.1.0")

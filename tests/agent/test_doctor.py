@@ -19,7 +19,8 @@ from agent.doctor import Finding, examine, tell
 from agent.identity import save_identity
 from agent.slots import Slots
 from agent.state import Database
-from agent.status import Status, take_lock, write_status
+from agent.status import take_lock
+from agent.status_file import Status, write_status
 from skerry.enrolment import EnrolAnswer
 from skerry.keys import Signer
 from skerry.manifest import Manifest

@@ -7,7 +7,8 @@ from pathlib import Path
 from agent.config import Layout
 from agent.identity import save_identity
 from agent.state import Database
-from agent.status import Status, collect, describe, read_status, take_lock, write_status
+from agent.status import collect, describe, take_lock
+from agent.status_file import Status, read_status, write_status
 from skerry.enrolment import EnrolAnswer
 from skerry.keys import Signer
 from tests.fakes.assignments import Bench, desired, want

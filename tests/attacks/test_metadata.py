@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.status import read_status
+from agent.status_file import read_status
 from skerry.bundle import parse_oci_manifest
 from skerry.keys import Signer
 from skerry.manifest import parse_manifest
