@@ -19,7 +19,7 @@ from aiohttp.typedefs import Middleware
 
 from fleet.api.problems import problem
 
-__all__ = ["ACTOR", "COOKIE", "Sessions", "make_auth"]
+__all__ = ["ACTOR", "Sessions", "cookie_name", "make_auth"]
 
 COOKIE: Final = "skerry_session"
 SESSION_S: Final = 12 * 3600.0
@@ -29,6 +29,16 @@ OPEN_BELOW: Final = ("/static/", "/tuf/")  # the console's looks, and what is si
 SAFE: Final = frozenset({"GET", "HEAD"})
 ACTOR: Final = web.RequestKey("actor", str)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def cookie_name(host: str) -> str:
+    """Return the name of the session's cookie, by a request's Host.
+
+    A browser sends a host's cookies to all its ports (RFC 6265, section 8.5): of one name, those
+    of two fleets on one machine would sign each other out.
+    """
+    port = host.rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isascii() and port.isdigit() else COOKIE
 
 
 class Sessions:
@@ -68,7 +78,7 @@ def make_auth(sessions: Sessions) -> Middleware:
         if header.startswith("Bearer ") and sessions.knows_token(header.removeprefix("Bearer ")):
             request[ACTOR] = "admin"
             return await handler(request)
-        if not header and sessions.knows_cookie(request.cookies.get(COOKIE, "")):
+        if not header and sessions.knows_cookie(request.cookies.get(cookie_name(request.host), "")):
             if request.method not in SAFE and not _from_here(request):
                 return problem(
                     403, "expected a request from the console's own pages", code="foreign_origin",

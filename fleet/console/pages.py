@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fleet.api.auth import COOKIE, SESSION_S, Sessions
+from fleet.api.auth import SESSION_S, Sessions, cookie_name
 from fleet.api.reads import DAY_S, LABEL_DAYS, QUERIES, in_thread
 from fleet.api.views import RolloutView
 from fleet.console.charts import histogram_svg, interval_svg
@@ -178,7 +178,7 @@ def _sign_in(request: web.Request, token: str) -> web.Response:
         return page
     response = web.HTTPSeeOther("/rollouts")
     response.set_cookie(
-        COOKIE,
+        cookie_name(request.host),
         sessions.begin(),
         max_age=int(SESSION_S),
         httponly=True,

@@ -208,17 +208,17 @@ def with_commands(
 
 
 @contextlib.contextmanager
-def listening(backend: FakeBackend) -> Iterator[str]:
+def listening(backend: FakeBackend, port: int = 0) -> Iterator[str]:
     """Serve the operators' application in a thread of its own, and give its address."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(make_app(backend))
 
     async def start() -> str:
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
-        host, port = runner.addresses[0][:2]
-        return f"http://{host}:{port}"
+        host, bound = runner.addresses[0][:2]
+        return f"http://{host}:{bound}"
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

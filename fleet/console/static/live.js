@@ -38,8 +38,21 @@ function show(fresh) {
   if (focused >= 0) stops()[focused]?.focus({ preventScroll: true });
 }
 
+// A stream that was refused stays closed: a fleet that began anew has forgotten who signed in.
+async function again() {
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (answer.redirected) return location.assign(answer.url);
+    if (answer.ok) return location.reload();
+  } catch { /* away still */ }
+  setTimeout(again, 3000);
+}
+
 source.addEventListener("open", () => { status.textContent = "live"; });
-source.addEventListener("error", () => { status.textContent = "reconnecting"; });
+source.addEventListener("error", () => {
+  status.textContent = "reconnecting";
+  if (source.readyState === EventSource.CLOSED) again();
+});
 source.addEventListener("change", refresh);
 for (const moment of ["visibilitychange", "selectionchange"]) {
   document.addEventListener(moment, () => { if (due) refresh(); });

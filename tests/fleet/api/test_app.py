@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import CookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from fleet.api.app import make_app
-from fleet.api.auth import COOKIE
+from fleet.api.auth import cookie_name
 from skerry.states import DeviceState
 from tests.fakes.backend import BUNDLE, HOSTILE, TOKEN, seed
 
@@ -37,7 +38,7 @@ async def sign_in(client: Client) -> None:
     answer = await client.get(f"/login?token={TOKEN}", allow_redirects=False)
     assert answer.status == 303
     assert answer.headers["Location"] == "/rollouts"  # the token leaves the address bar
-    cookie = answer.cookies[COOKIE]
+    cookie = answer.cookies[f"skerry_session_{client.port}"]
     assert cookie["httponly"]
     assert cookie["samesite"] == "Strict"
 
@@ -70,6 +71,32 @@ async def test_pages_send_strangers_to_the_sign_in(client: Client) -> None:
     answer = await client.post("/login", data={"token": "wrong"})
     assert answer.status == 401
     assert "not this fleet" in await answer.text()
+
+
+async def test_two_fleets_on_one_machine_keep_their_sessions(tmp_path: Path) -> None:
+    jar = CookieJar(unsafe=True)  # as a browser's: by host, for all its ports
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    backends = [seed(tmp_path / name) for name in ("one", "two")]
+    async with (
+        TestClient(TestServer(make_app(backends[0])), cookie_jar=jar) as one,
+        TestClient(TestServer(make_app(backends[1])), cookie_jar=jar) as two,
+    ):
+        for client in (one, two):
+            await sign_in(client)
+        for client in (one, two):
+            assert (await client.get("/rollouts", allow_redirects=False)).status == 200
+    for backend in backends:
+        backend.store.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "suffix"),
+    [("fleet.example", ""), ("fleet.example:8080", "_8080"), ("[::1]:80", "_80"), ("[::1]", ""),
+     ("", ""), ("a:\u00b2", ""), ("a:80;x=1", "")],
+)  # fmt: skip
+def test_a_cookie_is_named_after_the_port(host: str, suffix: str) -> None:
+    assert cookie_name(host) == f"skerry_session{suffix}"
 
 
 async def test_a_session_changes_nothing_from_a_foreign_page(client: Client) -> None:

@@ -130,6 +130,14 @@ async def test_a_fleet_that_is_gone_is_said(page: Page, play: Play) -> None:
     await page.until("document.getElementById('live').textContent == 'reconnecting'")
 
 
+async def test_a_fleet_that_began_anew_asks_for_the_token_again(page: Page, play: Play) -> None:
+    with listening(play.backend) as url:
+        await page.go(f"{url}/login?token={TOKEN}")
+        await page.until("document.getElementById('live').textContent == 'live'")
+    with listening(play.backend, urlsplit(url).port or 0):
+        await page.until("location.pathname == '/login'")
+
+
 def test_the_play_ends_as_its_story_says(play: Play, tmp_path: Path) -> None:
     alerts = play.backend.store.alerts.live_alerts("drift")
     assert {alert.body["device"] for alert in alerts} == set(SMUDGED)
